@@ -1,0 +1,1 @@
+"""Triples -> prepare -> packs -> tune -> model -> evaluate -> evidence -> register -> version -> serve -> endpoint."""

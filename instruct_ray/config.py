@@ -1,0 +1,222 @@
+"""YAML + `section.key=value` -> Config: every option of the system, checked before anything starts."""
+
+import difflib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal, get_args
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, ValidationError
+from pydantic.functional_validators import AfterValidator
+
+from instruct_ray.errors import InputError
+
+
+def _absolute(path: Path) -> Path:
+    if ":/" in str(path):
+        raise ValueError("needs a folder that every node sees under the same path (NFS, EFS, Filestore), not a URI")
+    return path.expanduser().absolute()
+
+
+# Ray workers change their working directory, so paths are made absolute once, here.
+AbsolutePath = Annotated[Path, AfterValidator(_absolute)]
+
+
+class Section(BaseModel):
+    """A part of the configuration: frozen, strict about unknown keys, each field described by the text below it."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+
+class RunConfig(Section):
+    """Which run this is and where it lives."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")
+    """Name of the run; the same name and storage continue it."""
+    storage: AbsolutePath
+    """Folder for all runs, visible under the same path from every node."""
+    seed: int = Field(default=0, ge=0, lt=2**31)
+    """Seed of everything random: order of the data, LoRA initialisation, dropout."""
+
+
+class LoraConfig(Section):
+    """Train low-rank adapters instead of all weights."""
+
+    rank: PositiveInt = 16
+    """Rank of the adapter matrices."""
+    alpha: PositiveFloat = 32
+    """Scale of the adapters: their output is multiplied by alpha / rank."""
+    dropout: float = Field(default=0.0, ge=0, lt=1)
+    """Dropout on the adapters' input."""
+
+
+class ModelConfig(Section):
+    """Which base model is tuned, and how much of it."""
+
+    base: str = Field(min_length=1)
+    """A local folder in Hugging Face format, a hub id, or `package:NAME`: the GGUF model inside an installed package."""
+    random_init: dict[str, int] | None = None
+    """Replace the base's weights by random ones of its architecture with these config values, to try things out."""
+    lora: LoraConfig | None = None
+    """Adapters to train; null trains all weights."""
+
+
+class DataConfig(Section):
+    """Triples and how they become packs."""
+
+    sources: tuple[AbsolutePath, ...] = Field(min_length=1)
+    """Files of triples: `.jsonl`, or `.json` holding one array."""
+    test_fraction: float = Field(default=0.1, gt=0, lt=1)
+    """Share of the rows held out for evidence, chosen by a hash of the input."""
+    system_prompt: str | None = None
+    """System message of every prompt, in training and serving; null leaves it to the base's chat template."""
+    max_tokens: PositiveInt = 2048
+    """Longest example, in tokens; a longer row is refused by name."""
+    pack_tokens: PositiveInt = 2048
+    """Tokens of one pack: what one forward pass computes."""
+
+
+class TrainConfig(Section):
+    """How the packs are trained on."""
+
+    epochs: PositiveInt = 1
+    """How often every row is trained on."""
+    examples_per_step: PositiveInt = 32
+    """Examples behind one optimizer step; becomes a fixed number of packs per step."""
+    learning_rate: PositiveFloat = 1e-5
+    """Peak learning rate of AdamW."""
+    warmup_fraction: float = Field(default=0.05, ge=0, lt=1)
+    """Share of the steps with a linearly rising learning rate; a cosine down to zero follows."""
+    weight_decay: float = Field(default=0.0, ge=0)
+    """Decoupled weight decay of AdamW."""
+    max_grad_norm: PositiveFloat = 1.0
+    """Gradients are scaled down to this norm."""
+    zero_stage: Literal[0, 1, 2, 3] = 1
+    """DeepSpeed ZeRO: 0 shards nothing, 1 the optimizer, 2 also the gradients, 3 also the weights."""
+    precision: Literal["bf16", "fp32"] = "bf16"
+    """bf16 computes in bfloat16 over fp32 master weights."""
+    num_workers: PositiveInt = 1
+    """Ray Train workers; each is one rank and holds one GPU if use_gpu."""
+    use_gpu: bool = False
+    """Give each worker a GPU (NCCL); otherwise CPUs (gloo)."""
+    max_failures: int = Field(default=3, ge=0)
+    """How often a run restarts by itself from its newest checkpoint when a worker dies."""
+    checkpoint_every: PositiveInt = 100
+    """Steps between two checkpoints; the last step always makes one."""
+    num_checkpoints: PositiveInt = 2
+    """Checkpoints kept."""
+
+
+class EvidenceConfig(Section):
+    """How the tuned model is compared with its base."""
+
+    num_few_shot: PositiveInt = 3
+    """Training rows shown before the question in the few-shot arm."""
+    num_latency_rows: PositiveInt = 20
+    """Held-out rows answered one at a time to measure latency."""
+    max_new_tokens: PositiveInt = 16
+    """Longest answer, in tokens."""
+
+
+class RegistryConfig(Section):
+    """Where versions are registered."""
+
+    uri: str | None = Field(default=None, pattern=r"^(https?|sqlite|postgresql|mysql)[+a-z0-9]*://")
+    """MLflow tracking and registry URI; null keeps a SQLite file and the artifacts under `run.storage`."""
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")
+    """Name of the registered model; also the model name of the endpoint."""
+    alias: str = Field(default="champion", pattern=r"^[A-Za-z][A-Za-z0-9_-]{0,99}$")
+    """Alias that marks the version to serve."""
+
+
+class ServingConfig(Section):
+    """The endpoint."""
+
+    host: str = "127.0.0.1"
+    """Address that the HTTP proxy listens on."""
+    port: int = Field(default=8000, ge=1, le=65535)
+    """Port of the endpoint."""
+    num_replicas: PositiveInt = 1
+    """Engine replicas, each with a copy of the model."""
+    num_cpus: PositiveFloat = 1
+    """CPUs of one replica."""
+    num_gpus: float = Field(default=0, ge=0)
+    """GPUs of one replica."""
+    max_batch_size: PositiveInt = 16
+    """Requests answered in one batch."""
+    max_new_tokens: PositiveInt = 512
+    """Most tokens of one answer; also the default when a request names none."""
+    max_queued_requests: PositiveInt = 128
+    """Requests that may wait; one more is answered 429."""
+
+
+class Config(Section):
+    """All of it."""
+
+    run: RunConfig
+    model: ModelConfig
+    data: DataConfig
+    train: TrainConfig = TrainConfig()
+    evidence: EvidenceConfig = EvidenceConfig()
+    registry: RegistryConfig
+    serving: ServingConfig = ServingConfig()
+
+
+def load(path: Path, overrides: Sequence[str] = ()) -> Config:
+    """Read a YAML file and apply `section.key=value` overrides (values are YAML).
+
+    Raises:
+        InputError: the file is missing or no mapping, a key is unknown, or a value does not fit; names file and key.
+    """
+    if not path.is_file():
+        raise InputError(f"{path}: no such config file")
+    try:
+        raw = yaml.safe_load(path.read_text())
+    except yaml.YAMLError as error:
+        raise InputError(f"{path}: not YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(raw, dict):
+        raise InputError(f"{path}: holds no mapping of sections")
+    for override in overrides:
+        _apply(raw, override)
+    try:
+        return Config.model_validate(raw)
+    except ValidationError as error:
+        problem = error.errors()[0]
+        raise InputError(f"{path}: {_explain(problem['loc'], problem['msg'], problem['type'])}") from None
+
+
+def _apply(raw: dict[str, Any], override: str) -> None:
+    key, separator, value = override.partition("=")
+    *sections, leaf = key.split(".")
+    if not separator or not sections or not leaf:
+        raise InputError(f"override {override!r}: write section.key=value")
+    target = raw
+    for section in sections:
+        if target.get(section) is None:
+            target[section] = {}
+        target = target[section]
+        if not isinstance(target, dict):
+            raise InputError(f"override {override!r}: {section} is a value, not a section")
+    try:
+        target[leaf] = yaml.safe_load(value)
+    except yaml.YAMLError:
+        raise InputError(f"override {override!r}: the value is not YAML; quote it") from None
+
+
+def _explain(location: tuple[int | str, ...], message: str, kind: str) -> str:
+    key = ".".join(str(part) for part in location)
+    if kind == "extra_forbidden":
+        close = difflib.get_close_matches(str(location[-1]), _siblings(location), n=1)
+        return f"unknown key {key}" + (f"; did you mean {close[0]}?" if close else "")
+    if kind == "missing":
+        return f"{key} is missing"
+    return f"{key}: {message}"
+
+
+def _siblings(location: tuple[int | str, ...]) -> list[str]:
+    section: Any = Config
+    for part in location[:-1]:
+        field = section.model_fields[part]
+        options = (field.annotation, *get_args(field.annotation))
+        section = next(option for option in options if isinstance(option, type) and issubclass(option, Section))
+    return list(section.model_fields)

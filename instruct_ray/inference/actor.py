@@ -1,0 +1,30 @@
+"""An engine in a Ray worker: where the resources are, away from the driver."""
+
+import time
+from pathlib import Path
+
+import ray
+
+from instruct_ray.config import ServingConfig
+from instruct_ray.data.contract import Contract
+from instruct_ray.inference.engine import Completion, Sampling, complete
+from instruct_ray.inference.transformers_engine import TransformersEngine
+
+
+class EngineWorker:
+    """Answers batches of prompts; its methods are called through Ray."""
+
+    def __init__(self, folder: Path, contract: Contract, max_batch_size: int) -> None:
+        self._engine = TransformersEngine(folder, contract, max_batch_size)
+
+    def answer(self, prompts: list[list[int]], sampling: Sampling) -> tuple[list[Completion], float]:
+        """The answers, and the seconds they took together."""
+        began = time.perf_counter()
+        completions = complete(self._engine, prompts, sampling)
+        return completions, time.perf_counter() - began
+
+
+def start_engine(folder: Path, contract: Contract, serving: ServingConfig) -> "ray.actor.ActorHandle[EngineWorker]":
+    """Start an engine with the resources that a serving replica has."""
+    worker = ray.remote(EngineWorker).options(num_cpus=serving.num_cpus, num_gpus=serving.num_gpus)
+    return worker.remote(folder, contract, serving.max_batch_size)

@@ -1,0 +1,84 @@
+"""Prompt tokens -> answer tokens: what every engine offers, to evaluation and endpoint alike."""
+
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Literal, Protocol
+
+FinishReason = Literal["stop", "length", "cancelled", "error"]
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How tokens are chosen."""
+
+    max_new_tokens: int
+    temperature: float = 0.0
+    """0 takes the likeliest token."""
+    top_p: float = 1.0
+    seed: int | None = None
+
+
+@dataclass
+class Request:
+    """One answer in the making. `on_token` and `on_finish` are called from the engine's thread."""
+
+    prompt_ids: Sequence[int]
+    sampling: Sampling
+    on_token: Callable[[int], None]
+    """Called with each token of the answer; the stop token is not one of them."""
+    on_finish: Callable[[FinishReason], None]
+    """Called once, last."""
+    cancelled: threading.Event = field(default_factory=threading.Event)
+    """Set it to end the answer early."""
+
+
+@dataclass(frozen=True)
+class Completion:
+    """A finished answer."""
+
+    token_ids: list[int]
+    finish_reason: FinishReason
+
+
+class Engine(Protocol):
+    """A loaded model that answers requests, many at a time."""
+
+    @property
+    def max_context(self) -> int:
+        """Most tokens of prompt and answer together."""
+
+    @property
+    def is_alive(self) -> bool:
+        """Whether requests are being answered."""
+
+    def submit(self, request: Request) -> None:
+        """Queue a request; returns at once."""
+
+    def close(self) -> None:
+        """Finish what runs and stop."""
+
+
+def complete(engine: Engine, prompts: Sequence[Sequence[int]], sampling: Sampling) -> list[Completion]:
+    """Answer all prompts and wait for the last; the order is that of the prompts.
+
+    Raises:
+        RuntimeError: the engine failed on one.
+    """
+    answers: list[list[int]] = [[] for _ in prompts]
+    reasons: list[FinishReason] = ["error"] * len(prompts)
+    waiting = threading.Semaphore(0)
+
+    def finish(index: int, reason: FinishReason) -> None:
+        reasons[index] = reason
+        waiting.release()
+
+    for index, prompt in enumerate(prompts):
+        engine.submit(
+            Request(prompt, sampling, answers[index].append, lambda reason, index=index: finish(index, reason))  # type: ignore[misc]
+        )
+    for _ in prompts:
+        waiting.acquire()
+    if "error" in reasons:
+        raise RuntimeError(f"the engine failed on {reasons.count('error')} of {len(prompts)} prompts; see its log")
+    return [Completion(answer, reason) for answer, reason in zip(answers, reasons, strict=True)]

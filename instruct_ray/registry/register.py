@@ -1,0 +1,77 @@
+"""Model and evidence of a run -> a registered version that the alias points to."""
+
+import json
+from collections.abc import Callable
+from typing import Any
+
+from instruct_ray import run
+from instruct_ray.config import Config
+from instruct_ray.evidence.evaluate import load_evidence
+from instruct_ray.registry.versions import Registry, Version
+from instruct_ray.tracking import experiment_id, tracking_uri
+
+
+def register(config: Config, status: Callable[[str], None]) -> tuple[Version, bool]:
+    """Register the tuned model of a run and point the alias to it; the second value tells if that was done before.
+
+    Raises:
+        InputError: the run has no evidence yet, or the config changed since it began.
+    """
+    folder = run.RunFolder.of(config)
+    evidence = load_evidence(config)
+    run.pin(config, "run", "data", "model", "train", "evidence", "registry")
+    record = json.loads((folder.model / run.MODEL_RECORD).read_text())
+    status("opening the registry")
+    registry = Registry(tracking_uri(config))
+    name = config.registry.name
+    if folder.version.is_file():
+        return registry.get(name, json.loads(folder.version.read_text())["version"]), True
+
+    status("uploading the model")
+    model_id = _upload(registry, config, record, evidence)
+    status("creating the version")
+    if not registry.client.search_registered_models(filter_string=f"name = '{name}'"):
+        registry.client.create_registered_model(name)
+    number = _create_version(registry, name, model_id, record["mlflow_run_id"], _tags(record, config))
+    registry.promote(name, config.registry.alias, number)
+    run.write_json(folder.version, {"name": name, "version": number})
+    return registry.get(name, number), False
+
+
+def _create_version(registry: Registry, name: str, model_id: str, run_id: str, tags: dict[str, str]) -> str:
+    """A new version; or the one that a registration killed before its end left behind."""
+    left_behind = registry.client.search_model_versions(f"name = '{name}' and run_id = '{run_id}'")
+    if left_behind:
+        return str(left_behind[0].version)
+    created = registry.client.create_model_version(name, source=f"models:/{model_id}", run_id=run_id, tags=tags)
+    return str(created.version)
+
+
+def _upload(registry: Registry, config: Config, record: dict[str, Any], evidence: dict[str, Any]) -> str:
+    """The model's files as an MLflow logged model, ready only when all are there. Returns its id."""
+    folder, client = run.RunFolder.of(config), registry.client
+    model = client.create_logged_model(
+        experiment_id(client, config),
+        name=config.run.name,
+        source_run_id=record["mlflow_run_id"],
+        model_type="causal-lm",
+        tags=_tags(record, config),
+    )
+    client.log_model_artifacts(model.model_id, str(folder.model))
+    client.log_model_artifact(model.model_id, str(folder.evidence))
+    for arm, values in evidence["arms"].items():
+        client.log_metric(record["mlflow_run_id"], f"{arm}.accuracy", values["accuracy"], model_id=model.model_id)
+    client.finalize_logged_model(model.model_id, "READY")
+    return str(model.model_id)
+
+
+def _tags(record: dict[str, Any], config: Config) -> dict[str, str]:
+    """Where a version comes from."""
+    return {
+        "run": config.run.name,
+        "base": record["base"],
+        "base_digest": record["base_digest"],
+        "data_digest": record["packs_digest"],
+        "contract_digest": record["contract_digest"],
+        "config": config.model_dump_json(include={"model", "data", "train"}),
+    }

@@ -1,0 +1,144 @@
+"""RunConfig -> the folder of a run: where each arrow finds its input and leaves its output."""
+
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from instruct_ray.config import Config
+from instruct_ray.errors import InputError
+
+# How a run is carried out, not what comes out of it: these may change when a run continues.
+OPERATIONAL_KEYS = frozenset(
+    {"train.num_workers", "train.use_gpu", "train.max_failures", "train.checkpoint_every", "train.num_checkpoints"}
+)
+
+
+# In a model folder: what it was made from.
+MODEL_RECORD = "instruct_ray.json"
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """Paths under `{run.storage}/{run.name}`."""
+
+    path: Path
+
+    @classmethod
+    def of(cls, config: Config) -> "RunFolder":
+        return cls(config.run.storage / config.run.name)
+
+    @property
+    def packs(self) -> Path:
+        """Prepared packs, one folder per digest of what they were made from."""
+        return self.path / "packs"
+
+    @property
+    def test(self) -> Path:
+        """The frozen held-out rows."""
+        return self.path / "test.jsonl"
+
+    @property
+    def train(self) -> Path:
+        """Ray Train's folder: checkpoints and its own state."""
+        return self.path / "train"
+
+    @property
+    def metrics(self) -> Path:
+        """One JSON line per optimizer step."""
+        return self.path / "metrics.jsonl"
+
+    @property
+    def model(self) -> Path:
+        """The tuned model or adapter as a Hugging Face folder."""
+        return self.path / "model"
+
+    @property
+    def contract(self) -> Path:
+        """How chats become tokens; equal from prepare to serve."""
+        return self.path / "contract.json"
+
+    @property
+    def evidence(self) -> Path:
+        """The comparison of the tuned model with its base."""
+        return self.path / "evidence" / "evidence.json"
+
+    @property
+    def version(self) -> Path:
+        """Which registry version this run became."""
+        return self.path / "version.json"
+
+
+def pin(config: Config, *sections: str) -> RunFolder:
+    """Tie a run to these config sections: the first arrow that uses one records it, later arrows must agree.
+
+    Raises:
+        InputError: a recorded section differs; names the keys with both values.
+    """
+    folder = RunFolder.of(config)
+    record = folder.path / "config.json"
+    pinned: dict[str, Any] = json.loads(record.read_text()) if record.exists() else {}
+    current = config.model_dump(mode="json", include=set(sections))
+    current.get("run", {}).pop("storage", None)
+    changed = [
+        f"{key} was {_leaf(pinned, key)!r}, now {_leaf(current, key)!r}"
+        for section in sorted(current.keys() & pinned.keys())
+        for key in _differences(section, pinned[section], current[section])
+        if key not in OPERATIONAL_KEYS
+    ]
+    if changed:
+        raise InputError(
+            f"run {config.run.name} in {config.run.storage} was made with another config ({'; '.join(changed)}); "
+            "take another run.name or the old values"
+        )
+    folder.path.mkdir(parents=True, exist_ok=True)
+    write_json(record, pinned | current)
+    return folder
+
+
+def _differences(key: str, old: Any, new: Any) -> Iterator[str]:
+    if isinstance(old, dict) and isinstance(new, dict):
+        for name in sorted(old.keys() | new.keys()):
+            yield from _differences(f"{key}.{name}", old.get(name), new.get(name))
+    elif old != new:
+        yield key
+
+
+def _leaf(values: Any, key: str) -> Any:
+    for part in key.split("."):
+        values = values.get(part) if isinstance(values, dict) else None
+    return values
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write JSON so that the file is either the old one or the complete new one."""
+    write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write text so that the file is either the old one or the complete new one."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    with temporary.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
+
+
+@contextmanager
+def complete_folder(path: Path) -> Iterator[Path]:
+    """Yield a temporary folder that becomes `path` when the block ends well and vanishes when it does not."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    try:
+        yield temporary
+        shutil.rmtree(path, ignore_errors=True)
+        temporary.replace(path)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)

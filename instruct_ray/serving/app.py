@@ -1,0 +1,48 @@
+"""Configuration -> a Ray Serve application; the import path of `jobs.serve` and of every Serve config file."""
+
+from pydantic import field_validator
+from ray import serve
+from ray.serve import Application
+
+from instruct_ray.config import RegistryConfig, Section, ServingConfig
+from instruct_ray.serving.deployment import ModelReplica
+from instruct_ray.serving.gateway import Gateway, api
+
+# Longer than any answer takes: a replica that is replaced finishes what it answers.
+GRACEFUL_SHUTDOWN_SECONDS = 120
+GATEWAY_CPUS = 0.1
+
+
+class AppArgs(Section):
+    """What `build_app` takes: the same options as the jobs."""
+
+    registry: RegistryConfig
+    serving: ServingConfig = ServingConfig()
+
+    @field_validator("registry")
+    @classmethod
+    def _has_uri(cls, registry: RegistryConfig) -> RegistryConfig:
+        if registry.uri is None:
+            raise ValueError("an application needs registry.uri")
+        return registry
+
+
+def build_app(args: AppArgs) -> Application:
+    """The endpoint: a gateway in front of engine replicas, all serving the version behind `registry.alias`."""
+    serving = args.serving
+    replica = serve.deployment(
+        ModelReplica,
+        num_replicas=serving.num_replicas,
+        ray_actor_options={"num_cpus": serving.num_cpus, "num_gpus": serving.num_gpus},
+        # The engine forms its batches from what is in flight.
+        max_ongoing_requests=2 * serving.max_batch_size,
+        max_queued_requests=serving.max_queued_requests,
+        graceful_shutdown_timeout_s=GRACEFUL_SHUTDOWN_SECONDS,
+    )
+    gateway = serve.deployment(
+        serve.ingress(api)(Gateway),
+        ray_actor_options={"num_cpus": GATEWAY_CPUS},
+        max_ongoing_requests=2 * serving.max_batch_size * serving.num_replicas + serving.max_queued_requests,
+        graceful_shutdown_timeout_s=GRACEFUL_SHUTDOWN_SECONDS,
+    )
+    return gateway.bind(replica.bind(args.registry, serving))

@@ -1,0 +1,108 @@
+"""A registry version -> a replica that answers chats."""
+
+import asyncio
+import shutil
+import tempfile
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from instruct_ray.config import RegistryConfig, ServingConfig
+from instruct_ray.data.contract import load_renderer
+from instruct_ray.errors import InputError
+from instruct_ray.inference.engine import FinishReason, Request
+from instruct_ray.inference.transformers_engine import TransformersEngine
+from instruct_ray.registry.versions import Registry
+from instruct_ray.serving.schema import ChatRequest, ModelInfo
+from instruct_ray.serving.text import TextStream
+
+
+@dataclass(frozen=True)
+class Piece:
+    """What a replica sends while it answers: text, and with the last piece why it ended and the token counts."""
+
+    text: str = ""
+    finish_reason: FinishReason | None = None
+    refusal: str | None = None
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+
+    @property
+    def usage(self) -> dict[str, int]:
+        """The counts as OpenAI names them."""
+        total = self.prompt_tokens + self.completion_tokens
+        return {"prompt_tokens": self.prompt_tokens, "completion_tokens": self.completion_tokens, "total_tokens": total}
+
+
+class ModelReplica:
+    """Loads the version that the alias points to and answers chats with it."""
+
+    def __init__(self, registry: RegistryConfig, serving: ServingConfig) -> None:
+        assert registry.uri is not None, "build_app checks it"
+        versions = Registry(registry.uri)
+        version = versions.resolve(f"models:/{registry.name}@{registry.alias}")
+        self._files = Path(tempfile.mkdtemp(prefix=f"{version.name}-{version.number}-"))
+        folder = versions.download(version, self._files)
+        self._renderer = load_renderer(folder)
+        self._engine = TransformersEngine(folder, self._renderer.contract, serving.max_batch_size)
+        self._max_new_tokens = serving.max_new_tokens
+        self._info = ModelInfo(
+            name=version.name,
+            alias=registry.alias,
+            version=version.number,
+            contract_digest=self._renderer.contract.digest,
+            max_context=self._engine.max_context,
+        )
+
+    def __del__(self) -> None:
+        shutil.rmtree(self._files, ignore_errors=True)
+
+    def info(self) -> ModelInfo:
+        """What this replica serves."""
+        return self._info
+
+    def check_health(self) -> None:
+        """Called by Serve; a replica whose engine died is replaced.
+
+        Raises:
+            RuntimeError: the engine is not running.
+        """
+        if not self._engine.is_alive:
+            raise RuntimeError("the engine's thread has died")
+
+    async def chat(self, request: ChatRequest) -> AsyncIterator[Piece]:
+        """Answer piece by piece. A chat that can't be answered yields one piece with its refusal."""
+        try:
+            prompt_ids = self._renderer.prompt([message.as_message() for message in request.messages])
+        except InputError as error:
+            yield Piece(refusal=f"messages: {error}")
+            return
+        room = self._info.max_context - len(prompt_ids)
+        if room < (request.num_requested or 1):
+            yield Piece(
+                refusal=f"the model reads {self._info.max_context} tokens; the prompt alone has {len(prompt_ids)}"
+            )
+            return
+        text = TextStream(self._renderer.tokenizer.backend_tokenizer, request.stop_strings)
+        events: asyncio.Queue[int | FinishReason] = asyncio.Queue()
+        loop = asyncio.get_running_loop()
+
+        def put(event: int | FinishReason) -> None:
+            loop.call_soon_threadsafe(events.put_nowait, event)
+
+        answer = Request(prompt_ids, request.sampling(min(room, self._max_new_tokens)), on_token=put, on_finish=put)
+        self._engine.submit(answer)
+        num_tokens = 0
+        try:
+            while isinstance(event := await events.get(), int):
+                num_tokens += 1
+                piece = text.push(event)
+                if piece:
+                    yield Piece(piece)
+                if text.stopped:
+                    event = "stop"
+                    break
+        finally:
+            # The client left, or a stop string came: the engine need not go on.
+            answer.cancelled.set()
+        yield Piece(text.flush(), event, prompt_tokens=len(prompt_ids), completion_tokens=num_tokens)

@@ -1,0 +1,140 @@
+"""What every training worker runs: restore, then step after step to the end of the plan, then export."""
+
+import json
+import math
+import tempfile
+import time
+from collections.abc import Iterator
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import ray.train
+import torch
+import torch.distributed as dist
+from pydantic import BaseModel, ConfigDict
+
+from instruct_ray.config import LoraConfig, TrainConfig
+from instruct_ray.data.dataset import PackedDataset
+from instruct_ray.data.feed import stream
+from instruct_ray.data.packing import Pack
+from instruct_ray.data.plan import Plan
+from instruct_ray.training.export import save_weights
+from instruct_ray.training.loss import pack_loss
+from instruct_ray.training.model import load_model
+from instruct_ray.training.zero import ZeroEngine
+
+DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
+
+
+class TrainJob(BaseModel):
+    """Everything a worker needs to know; travels as the train loop's config."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    base: Path
+    packs: Path
+    metrics: Path
+    weights: Path
+    """Where rank 0 leaves the trained weights."""
+    plan: Plan
+    lora: LoraConfig | None
+    train: TrainConfig
+
+
+def train_loop_per_worker(config: dict[str, Any]) -> None:
+    """Train on this rank's share of every step of the plan."""
+    job = TrainJob.model_validate(config)
+    context = ray.train.get_context()
+    rank, world_size = context.get_world_rank(), context.get_world_size()
+    dataset, plan, train = PackedDataset.open(job.packs), job.plan, job.train
+    engine = ZeroEngine(
+        train,
+        plan.packs_per_rank(world_size),
+        world_size,
+        lambda: load_model(job.base, job.lora, DTYPES[train.precision], plan.seed),
+    )
+    start = _restore(engine)
+    if rank == 0:
+        _cut_metrics(job.metrics, start)
+    packs = stream(job.packs, plan, start, rank, world_size)
+    for step in range(start, plan.num_steps):
+        began = time.perf_counter()
+        learning_rate = learning_rate_at(step, plan.num_steps, train)
+        num_trained = int(dataset.num_trained[plan.packs(step)].sum())
+        # Dropout depends on the position in the run alone, so a continued run draws what an uninterrupted one does.
+        torch.manual_seed(hash((plan.seed, step, rank)))
+        counts = _train_step(engine, islice(packs, plan.packs_per_rank(world_size)), num_trained, learning_rate)
+        if not math.isfinite(counts["loss"]):
+            raise FloatingPointError(f"loss is {counts['loss']} at step {step}; try a lower train.learning_rate")
+        if rank == 0:
+            done = {"step": step + 1, "num_steps": plan.num_steps, "epoch": (step + 1) / plan.steps_per_epoch}
+            times = {"lr": learning_rate, "seconds": time.perf_counter() - began}
+            _append(job.metrics, done | counts | {"num_trained": num_trained} | times)
+        if (step + 1) % train.checkpoint_every == 0 or step + 1 == plan.num_steps:
+            _checkpoint(engine, step + 1, counts)
+    save_weights(engine, job.weights, is_writer=rank == 0)
+
+
+def learning_rate_at(step: int, num_steps: int, train: TrainConfig) -> float:
+    """Linear warm-up, then a cosine down to zero; `step` counts from 0."""
+    num_warmup = round(train.warmup_fraction * num_steps)
+    if step < num_warmup:
+        return train.learning_rate * (step + 1) / num_warmup
+    progress = (step - num_warmup) / max(1, num_steps - num_warmup)
+    return train.learning_rate * 0.5 * (1 + math.cos(math.pi * progress))
+
+
+def _train_step(engine: ZeroEngine, packs: Iterator[Pack], num_trained: int, learning_rate: float) -> dict[str, float]:
+    """One optimizer step. The loss is the sum over the step's trained tokens, on all ranks, over their number."""
+    totals = torch.zeros(4, dtype=torch.float64)
+    for pack in packs:
+        loss_sum = pack_loss(engine.model, pack, engine.device)
+        engine.backward(loss_sum / num_trained)
+        engine.step(learning_rate)
+        totals += torch.tensor(
+            [loss_sum.item(), pack["num_tokens"], len(pack["input_ids"]), len(pack["row_ids"])], dtype=torch.float64
+        )
+    totals = totals.to(engine.device)
+    dist.all_reduce(totals)
+    loss_sum, num_tokens, num_computed, num_examples = totals.tolist()
+    return {
+        "loss": loss_sum / num_trained,
+        "grad_norm": engine.grad_norm,
+        "num_tokens": int(num_tokens),
+        "num_computed_tokens": int(num_computed),
+        "examples": int(num_examples),
+    }
+
+
+def _restore(engine: ZeroEngine) -> int:
+    """Continue from the newest checkpoint; returns the number of steps done."""
+    checkpoint = ray.train.get_checkpoint()
+    if checkpoint is None:
+        return 0
+    with checkpoint.as_directory() as folder:
+        [tag] = [path.name for path in Path(folder).iterdir() if path.is_dir()]
+        return engine.load(Path(folder), tag)
+
+
+def _checkpoint(engine: ZeroEngine, step: int, metrics: dict[str, float]) -> None:
+    """Every rank reports its own shards; Ray merges them into one folder on storage."""
+    with tempfile.TemporaryDirectory() as folder:
+        tag = f"step-{step:07d}"
+        engine.save(Path(folder), tag, step)
+        ray.train.report(
+            metrics | {"step": step},
+            checkpoint=ray.train.Checkpoint.from_directory(folder),
+            checkpoint_dir_name=f"checkpoint-{step:07d}",
+        )
+
+
+def _append(path: Path, record: dict[str, float]) -> None:
+    with path.open("a") as file:
+        file.write(json.dumps(record) + "\n")
+
+
+def _cut_metrics(path: Path, num_steps: int) -> None:
+    """Drop the lines of steps that a killed run did after its last checkpoint: they are done again."""
+    lines = path.read_text().splitlines(keepends=True) if path.exists() else []
+    path.write_text("".join(lines[:num_steps]))

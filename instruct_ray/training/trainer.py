@@ -1,0 +1,134 @@
+"""Packs -> model: TorchTrainer around the training loop, and the exported folder around its weights."""
+
+import json
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import ray.train
+from ray.train.torch import TorchTrainer
+from ray.train.v2.api.exceptions import TrainingFailedError
+
+from instruct_ray import base, run
+from instruct_ray.base import Base
+from instruct_ray.config import Config
+from instruct_ray.data import prepare
+from instruct_ray.data.contract import Contract
+from instruct_ray.data.dataset import PackedDataset
+from instruct_ray.data.plan import Plan, make_plan
+from instruct_ray.tracking import TrackedRun
+from instruct_ray.training.loop import TrainJob, train_loop_per_worker
+from instruct_ray.training.model import check_trainable
+
+
+@dataclass(frozen=True)
+class Tuned:
+    """A tuned model on disk."""
+
+    folder: Path
+    already_done: bool
+
+
+def plan_of(config: Config, dataset: PackedDataset) -> Plan:
+    """The plan of a run over its packs."""
+    train = config.train
+    return make_plan(dataset.num_packs, dataset.num_train, train.examples_per_step, train.epochs, config.run.seed)
+
+
+def tune(config: Config, status: Callable[[str], None]) -> Tuned:
+    """Train to the end of the plan, from the newest checkpoint if there is one, and export the model.
+
+    Raises:
+        InputError: the packs are not prepared, or the config changed since the run began.
+        RuntimeError: training failed more than `train.max_failures` times.
+    """
+    dataset = prepare.find(config)
+    folder = run.pin(config, "run", "data", "model", "train")
+    if (folder.model / run.MODEL_RECORD).is_file():
+        return Tuned(folder.model, already_done=True)
+    model = base.resolve(config)
+    check_trainable(model.folder)
+    weights = folder.path / ".weights"
+    plan = plan_of(config, dataset)
+    job = TrainJob(
+        base=model.folder,
+        packs=dataset.path,
+        metrics=folder.metrics,
+        weights=weights,
+        plan=plan,
+        lora=config.model.lora,
+        train=config.train,
+    )
+    tracked = _tracked_run(config, folder, status)
+    outcome = "FAILED"
+    try:
+        _fit(config, folder, job)
+        outcome = "FINISHED"
+    except KeyboardInterrupt:
+        outcome = "KILLED"
+        raise
+    finally:
+        tracked.finish(outcome)
+    _assemble(config, folder, weights, model, tracked.id, plan)
+    return Tuned(folder.model, already_done=False)
+
+
+def _tracked_run(config: Config, folder: run.RunFolder, status: Callable[[str], None]) -> TrackedRun:
+    """The MLflow run; a continued training continues its run."""
+
+    def on_step(record: dict[str, Any]) -> None:
+        tokens = record["num_tokens"] / record["seconds"]
+        status(f"step {record['step']}/{record['num_steps']}  loss {record['loss']:.3f}  {tokens:,.0f} tokens/s")
+
+    record = folder.path / "mlflow.json"
+    run_id = json.loads(record.read_text())["run_id"] if record.is_file() else None
+    tracked = TrackedRun(config, run_id, folder.metrics, on_step)
+    run.write_json(record, {"run_id": tracked.id})
+    tracked.start()
+    return tracked
+
+
+def _fit(config: Config, folder: run.RunFolder, job: TrainJob) -> None:
+    train = config.train
+    trainer = TorchTrainer(
+        train_loop_per_worker,
+        train_loop_config=job.model_dump(mode="json"),
+        scaling_config=ray.train.ScalingConfig(num_workers=train.num_workers, use_gpu=train.use_gpu),
+        run_config=ray.train.RunConfig(
+            # The same name and storage continue: Ray Train finds its own state there.
+            name=folder.train.name,
+            storage_path=str(folder.path),
+            failure_config=ray.train.FailureConfig(max_failures=train.max_failures),
+            checkpoint_config=ray.train.CheckpointConfig(num_to_keep=train.num_checkpoints),
+            logging_config=ray.train.LoggingConfig(log_level="ERROR"),
+        ),
+    )
+    try:
+        trainer.fit()
+    except TrainingFailedError as error:
+        raise RuntimeError(f"training failed: {error}") from error
+
+
+def _assemble(config: Config, folder: run.RunFolder, weights: Path, model: Base, run_id: str, plan: Plan) -> None:
+    """Weights, tokenizer, contract and a record of where they come from, in place at once."""
+    with run.complete_folder(folder.model) as unfinished:
+        shutil.copytree(weights, unfinished, dirs_exist_ok=True)
+        for pattern in ("tokenizer*", "special_tokens_map.json", "*.jinja", "generation_config.json"):
+            for file in model.folder.glob(pattern):
+                shutil.copy(file, unfinished)
+        contract = Contract.load(folder.contract)
+        contract.save(unfinished / "contract.json")
+        record = {
+            "base": model.name,
+            "base_folder": str(model.folder),
+            "base_digest": model.digest,
+            "contract_digest": contract.digest,
+            "packs_digest": prepare.find(config).manifest["digest"],
+            "mlflow_run_id": run_id,
+            "num_steps": plan.num_steps,
+            "lora": config.model.lora is not None,
+        }
+        run.write_json(unfinished / run.MODEL_RECORD, record)
+    shutil.rmtree(weights)

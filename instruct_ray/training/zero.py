@@ -1,0 +1,112 @@
+"""TrainConfig -> DeepSpeed engine. The only importer of deepspeed."""
+
+import logging
+import os
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from instruct_ray.config import TrainConfig
+
+
+def deepspeed_config(train: TrainConfig, packs_per_rank: int, world_size: int) -> dict[str, Any]:
+    """The DeepSpeed settings of a run."""
+    return {
+        "train_micro_batch_size_per_gpu": 1,
+        "gradient_accumulation_steps": packs_per_rank,
+        "train_batch_size": packs_per_rank * world_size,
+        "gradient_clipping": train.max_grad_norm,
+        "bf16": {"enabled": train.precision == "bf16"},
+        "zero_optimization": {
+            "stage": train.zero_stage,
+            # Sum over ranks in the precision of the weights; overlapping needs streams that gloo does not have.
+            "overlap_comm": train.use_gpu,
+            "contiguous_gradients": True,
+            "stage3_gather_16bit_weights_on_model_save": True,
+        },
+        # torch's AdamW: nothing is compiled at run time.
+        "zero_allow_untested_optimizer": True,
+        "steps_per_print": 2**31,
+    }
+
+
+class ZeroEngine:
+    """A model and its optimizer, sharded over the ranks by DeepSpeed."""
+
+    def __init__(self, train: TrainConfig, packs_per_rank: int, world_size: int, load: Callable[[], nn.Module]) -> None:
+        deepspeed = _import_deepspeed(train.use_gpu)
+        config = deepspeed_config(train, packs_per_rank, world_size)
+        if train.zero_stage == 3:
+            # Alive while the model is built, so that no rank ever holds all of it. It registers itself by weak reference.
+            from transformers.integrations import HfDeepSpeedConfig  # imports deepspeed
+
+            self._hf_config = HfDeepSpeedConfig(config)
+        model = load()
+        trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        optimizer = torch.optim.AdamW(trainable, lr=train.learning_rate, weight_decay=train.weight_decay)
+        self.engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=config)
+        self.world_size = world_size
+        self.device: torch.device = self.engine.device
+
+    @property
+    def model(self) -> nn.Module:
+        """The wrapped model; call it like the plain one."""
+        engine: nn.Module = self.engine
+        return engine
+
+    def backward(self, loss: Tensor) -> None:
+        """Accumulate the gradient of a summed loss that is already divided by the step's trained tokens.
+
+        DeepSpeed averages over the ranks, which the factor undoes; its own scaling by accumulation steps is off.
+        """
+        self.engine.backward(loss * self.world_size, scale_wrt_gas=False)
+
+    def step(self, learning_rate: float) -> None:
+        """Count one micro-batch; the last one of a step updates the weights."""
+        for group in self.engine.optimizer.param_groups:
+            group["lr"] = learning_rate
+        self.engine.step()
+
+    @property
+    def grad_norm(self) -> float:
+        """Norm of the last step's gradient over all parameters and ranks, before clipping."""
+        return float(self.engine.get_global_grad_norm())
+
+    def save(self, folder: Path, tag: str, step: int) -> None:
+        """Write this rank's shards to a folder of its own; all ranks call it."""
+        self.engine.save_checkpoint(folder, tag=tag, client_state={"step": step}, save_latest=False)
+
+    def load(self, folder: Path, tag: str) -> int:
+        """Restore from a folder with the shards of all ranks; returns the number of steps done."""
+        path, client_state = self.engine.load_checkpoint(folder, tag=tag)
+        if path is None:
+            raise FileNotFoundError(f"{folder}: no checkpoint {tag}")
+        return int(client_state["step"])
+
+    def full_state_dict(self) -> dict[str, Tensor] | None:
+        """The unsharded weights on rank 0, None elsewhere; all ranks call it."""
+        if self.engine.zero_optimization_stage() == 3:
+            state: dict[str, Tensor] | None = self.engine._zero3_consolidated_16bit_state_dict()
+            return state
+        return dict(self.engine.module.state_dict()) if self.engine.global_rank == 0 else None
+
+
+def _import_deepspeed(use_gpu: bool) -> Any:
+    """Import DeepSpeed quietly, on the right accelerator, and without its build step for shared-memory collectives."""
+    if not use_gpu:
+        os.environ["DS_ACCELERATOR"] = "cpu"
+    # Deprecations inside DeepSpeed 0.19 with torch 2.13, harmless.
+    warnings.filterwarnings("ignore", category=FutureWarning, module=r"(deepspeed|torch)\..*")
+    # Heavy, and picks the accelerator at import: only inside a training worker.
+    import deepspeed
+    import deepspeed.ops
+
+    logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
+    if not use_gpu:
+        # Its first collective would compile a C++ extension (over a minute) that is then not used.
+        deepspeed.ops.__compatible_ops__ = {}
+    return deepspeed

@@ -1,0 +1,24 @@
+"""triples -> packs.    python -m jobs.prepare --config jobs/configs/incidents.yaml"""
+
+from instruct_ray.config import Config
+from instruct_ray.console import Status
+from instruct_ray.data.prepare import prepare
+from jobs import runner
+
+
+def main(config: Config) -> None:
+    """Prepare the packs of a run."""
+    with Status("prepare") as status:
+        status(f"{len(config.data.sources)} source(s)")
+        runner.connect()
+        prepared = prepare(config)
+    m = prepared.dataset.manifest
+    verb = "already prepared" if prepared.already_done else "prepared"
+    print(
+        f"{verb}: {m['num_train']} rows to train on in {m['num_packs']} packs, {m['num_test']} held out; "
+        f"{m['num_computed_tokens']:,} tokens, {m['num_trained_tokens']:,} trained -> {prepared.dataset.path}"
+    )
+
+
+if __name__ == "__main__":
+    runner.run(main, __doc__)

@@ -1,0 +1,47 @@
+"""What every job does around its one library call: read the config, join Ray, end with the right exit code."""
+
+import argparse
+import logging
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import ray
+import ray.data
+
+from instruct_ray.config import Config, load
+from instruct_ray.errors import exit_codes
+
+# Fewer cores than training workers plus data tasks would leave Ray Data waiting for a CPU for ever.
+MIN_LOCAL_CPUS = 4
+
+
+def run(job: Callable[[Config], None], description: str | None) -> None:
+    """Run a job from the command line: `--config FILE [section.key=value …]`."""
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument("--config", type=Path, required=True, help="YAML file, see jobs/configs")
+    parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="values that replace the file's")
+    arguments = parser.parse_args()
+    with exit_codes():
+        config = load(arguments.config, arguments.overrides)
+        try:
+            job(config)
+        finally:
+            ray.shutdown()
+
+
+def connect() -> None:
+    """Join the cluster that RAY_ADDRESS names, or start one on this machine; does nothing when connected.
+
+    Called by a job once its input is known to be good.
+    """
+    if ray.is_initialized():
+        return
+    for name in ("ray", "ray.data", "ray.serve", "ray.train"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    options = {"log_to_driver": False, "logging_level": logging.ERROR}
+    if os.environ.get("RAY_ADDRESS"):
+        ray.init(**options)
+    else:
+        ray.init(num_cpus=max(MIN_LOCAL_CPUS, os.cpu_count() or 1), include_dashboard=False, **options)
+    ray.data.DataContext.get_current().enable_progress_bars = False
