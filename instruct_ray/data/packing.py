@@ -1,16 +1,18 @@
-"""Examples -> packs: several examples in one row, each seeing only itself. Pure functions.
+"""Examples -> packs: prefix trees of examples, so that a token shared by several is computed once. Pure functions.
 
-A token may see an earlier one if that one's subtree is still open: query i sees key j iff j <= i < subtree_end[j]. With the
-subtree of every token ending where its example ends this is ordinary document packing.
+A pack lays its tree out depth first, and each token carries the position just past its subtree:
+
+    query i may see key j   <=>   j <= i < subtree_end[j]
+
+which lets a token see the path from the root to itself and nothing else: its own example, whatever else is in the pack.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TypedDict
 
 IGNORE_INDEX = -100
-# Packs kept open while packing; an example goes into the first one it fits in.
-NUM_OPEN_PACKS = 16
+ROOT = 0
 
 
 @dataclass(frozen=True)
@@ -18,8 +20,8 @@ class Example:
     """A tokenised row."""
 
     row_id: str
-    prompt_ids: list[int]
-    completion_ids: list[int]
+    prompt_ids: Sequence[int]
+    completion_ids: Sequence[int]
 
     @property
     def num_tokens(self) -> int:
@@ -31,12 +33,20 @@ class Example:
         """Tokens the model reads: the stop token is only predicted, never read."""
         return self.num_tokens - 1
 
+    def positions(self) -> Iterator[tuple[int, int]]:
+        """(token read, token trained to be predicted from it or IGNORE_INDEX) of every position."""
+        tokens = [*self.prompt_ids, *self.completion_ids]
+        num_untrained = len(self.prompt_ids) - 1
+        for position, token in enumerate(tokens[:-1]):
+            yield token, tokens[position + 1] if position >= num_untrained else IGNORE_INDEX
+
 
 class Pack(TypedDict):
-    """One row of a packed data set; the lists have one entry per token that the model reads."""
+    """One row of a packed data set; the first four have one entry per token that the model reads."""
 
     input_ids: list[int]
     position_ids: list[int]
+    """Distance from the root: positions continue along each branch."""
     labels: list[int]
     """The token that this position predicts, -100 where nothing is trained."""
     subtree_end: list[int]
@@ -47,47 +57,111 @@ class Pack(TypedDict):
     row_ids: list[str]
 
 
-def empty_pack() -> Pack:
-    """A pack in which nothing is trained, for a rank that has no other."""
-    return make_pack([Example("", [0, 0], [])]) | Pack(row_ids=[], num_tokens=0)  # type: ignore[typeddict-item]
+class Tree:
+    """A prefix tree of examples. A position is shared by examples with the same path to it as long as at most one of
+    them trains on it: its label is one token."""
 
+    def __init__(self) -> None:
+        self._tokens = [-1]
+        self._labels = [IGNORE_INDEX]
+        self._children: list[dict[int, list[int]]] = [{}]
+        self._examples: list[Example] = []
 
-def make_pack(examples: Iterable[Example]) -> Pack:
-    """Lay examples one behind the other."""
-    pack = Pack(input_ids=[], position_ids=[], labels=[], subtree_end=[], num_trained=0, num_tokens=0, row_ids=[])
-    for example in examples:
-        num_inputs = example.num_inputs
-        pack["input_ids"] += [*example.prompt_ids, *example.completion_ids][:num_inputs]
-        pack["position_ids"] += range(num_inputs)
-        pack["labels"] += [IGNORE_INDEX] * (num_inputs - len(example.completion_ids)) + example.completion_ids
-        pack["subtree_end"] += [len(pack["subtree_end"]) + num_inputs] * num_inputs
-        pack["num_trained"] += len(example.completion_ids)
-        pack["num_tokens"] += example.num_tokens
-        pack["row_ids"].append(example.row_id)
-    return pack
+    @property
+    def size(self) -> int:
+        """Tokens that the model computes."""
+        return len(self._tokens) - 1
+
+    def growth(self, example: Example) -> int:
+        """Tokens that the tree would gain by an example."""
+        return example.num_inputs - len(self._shared_path(example))
+
+    def add(self, example: Example) -> None:
+        """Add an example."""
+        path = self._shared_path(example)
+        node = path[-1] if path else ROOT
+        for depth, (token, label) in enumerate(example.positions()):
+            if depth < len(path):
+                if label != IGNORE_INDEX:
+                    self._labels[path[depth]] = label
+            else:
+                node = self._append(node, token, label)
+        self._examples.append(example)
+
+    def pack(self) -> Pack:
+        """Lay the tree out depth first."""
+        pack = Pack(
+            input_ids=[],
+            position_ids=[],
+            labels=[],
+            subtree_end=[0] * self.size,
+            num_trained=sum(len(example.completion_ids) for example in self._examples),
+            num_tokens=sum(example.num_tokens for example in self._examples),
+            row_ids=[example.row_id for example in self._examples],
+        )
+        branch: list[int] = []
+        stack = [(child, 0) for child in self._descendants(ROOT)]
+        while stack:
+            node, depth = stack.pop()
+            index = len(pack["input_ids"])
+            for ended in branch[depth:]:
+                pack["subtree_end"][ended] = index
+            branch[depth:] = [index]
+            pack["input_ids"].append(self._tokens[node])
+            pack["position_ids"].append(depth)
+            pack["labels"].append(self._labels[node])
+            stack += [(child, depth + 1) for child in self._descendants(node)]
+        for ended in branch:
+            pack["subtree_end"][ended] = self.size
+        return pack
+
+    def _shared_path(self, example: Example) -> list[int]:
+        """The nodes that an example would share, from the root on."""
+        path: list[int] = []
+        node = ROOT
+        for token, label in example.positions():
+            for child in self._children[node].get(token, ()):
+                if label == IGNORE_INDEX or self._labels[child] == IGNORE_INDEX:
+                    node = child
+                    path.append(child)
+                    break
+            else:
+                return path
+        return path
+
+    def _append(self, parent: int, token: int, label: int) -> int:
+        node = len(self._tokens)
+        self._tokens.append(token)
+        self._labels.append(label)
+        self._children.append({})
+        self._children[parent].setdefault(token, []).append(node)
+        return node
+
+    def _descendants(self, node: int) -> list[int]:
+        """Children in reverse order, as a stack wants them."""
+        return [child for twins in self._children[node].values() for child in twins][::-1]
 
 
 def pack(examples: Iterable[Example], pack_tokens: int) -> Iterator[Pack]:
-    """Fill packs of at most `pack_tokens` in the order given; every example lands in exactly one.
+    """Fill trees of at most `pack_tokens` in the order given; every example lands in exactly one.
 
     Raises:
         ValueError: an example is longer than a pack.
     """
-    open_packs: list[list[Example]] = []
-    sizes: list[int] = []
+    tree = Tree()
     for example in examples:
-        size = example.num_inputs
-        if size > pack_tokens:
-            raise ValueError(f"row {example.row_id} has {size} tokens, a pack only {pack_tokens}")
-        fitting = next((i for i, used in enumerate(sizes) if used + size <= pack_tokens), None)
-        if fitting is not None:
-            open_packs[fitting].append(example)
-            sizes[fitting] += size
-            continue
-        if len(open_packs) == NUM_OPEN_PACKS:
-            fullest = sizes.index(max(sizes))
-            yield make_pack(open_packs.pop(fullest))
-            sizes.pop(fullest)
-        open_packs.append([example])
-        sizes.append(size)
-    yield from map(make_pack, open_packs)
+        if example.num_inputs > pack_tokens:
+            raise ValueError(f"row {example.row_id} has {example.num_inputs} tokens, a pack only {pack_tokens}")
+        if tree.size + tree.growth(example) > pack_tokens:
+            yield tree.pack()
+            tree = Tree()
+        tree.add(example)
+    if tree.size:
+        yield tree.pack()
+
+
+def empty_pack() -> Pack:
+    """A pack in which nothing is trained, for a rank that has no other."""
+    return Pack(
+        input_ids=[0], position_ids=[0], labels=[IGNORE_INDEX], subtree_end=[1], num_trained=0, num_tokens=0, row_ids=[]
+    )

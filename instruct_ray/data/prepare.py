@@ -113,7 +113,8 @@ def _rendered_rows(config: Config, renderer: Renderer) -> ray.data.Dataset:
 
 
 def _row(row_id: str, row: Any, config: Config, renderer: Renderer) -> dict[str, Any]:
-    result = {"row_id": row_id, "side": "refused", "reason": "", "triple": "", "prompt_ids": [0], "completion_ids": [0]}
+    result = {"row_id": row_id, "side": "refused", "reason": "", "triple": "", "group": ""}
+    result |= {"prompt_ids": [0], "completion_ids": [0]}
     try:
         triple = parse(row, row_id)
         prompt_ids = renderer.prompt(renderer.messages(triple.instruction, triple.input))
@@ -125,6 +126,7 @@ def _row(row_id: str, row: Any, config: Config, renderer: Renderer) -> dict[str,
     except InputError as error:
         return result | {"reason": str(error)}
     return result | {
+        "group": triple.instruction if triple.input else "",
         "side": "test" if triple.is_test(config.data.test_fraction) else "train",
         "triple": json.dumps(asdict(triple), ensure_ascii=False),
         "prompt_ids": prompt_ids,
@@ -151,8 +153,9 @@ def _write_packs(rows: ray.data.Dataset, num_rows: int, config: Config, folder: 
 
     def write_shard(shard: pa.Table) -> pa.Table:
         number = shard["shard"][0].as_py()
-        examples = [Example(r["row_id"], r["prompt_ids"], r["completion_ids"]) for r in shard.to_pylist()]
-        examples.sort(key=lambda example: _hash(seed, example.row_id))
+        # Rows of a group, which share their prompt up to the input, lie together, shuffled among themselves.
+        rows = sorted(shard.to_pylist(), key=lambda row: (_hash(seed, row["group"]), _hash(seed, row["row_id"])))
+        examples = [Example(row["row_id"], row["prompt_ids"], row["completion_ids"]) for row in rows]
         packs = list(pack(examples, pack_tokens))
         pq.write_table(pa.Table.from_pylist(packs, schema=SCHEMA), folder / _shard_file(number), row_group_size=64)
         counts = {
@@ -175,7 +178,7 @@ def _write_packs(rows: ray.data.Dataset, num_rows: int, config: Config, folder: 
 
 def _with_shard(table: pa.Table, seed: int, num_shards: int) -> pa.Table:
     shards = [_hash(seed, row_id) % num_shards for row_id in table["row_id"].to_pylist()]
-    return table.select(["row_id", "prompt_ids", "completion_ids"]).append_column("shard", pa.array(shards))
+    return table.select(["row_id", "group", "prompt_ids", "completion_ids"]).append_column("shard", pa.array(shards))
 
 
 def _hash(seed: int, row_id: str) -> int:

