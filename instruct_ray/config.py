@@ -54,7 +54,7 @@ class ModelConfig(Section):
     """Which base model is tuned, and how much of it."""
 
     base: str = Field(min_length=1)
-    """A local folder in Hugging Face format, a hub id, or `package:NAME`: the GGUF model inside an installed package."""
+    """A folder in Hugging Face format, a hub id, or `package:NAME`: the GGUF model inside an installed package."""
     random_init: dict[str, int] | None = None
     """Replace the base's weights by random ones of its architecture with these config values, to try things out."""
     lora: LoraConfig | None = None

@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -12,9 +13,17 @@ from typing import Any
 from instruct_ray.config import Config
 from instruct_ray.errors import InputError
 
-# How a run is carried out, not what comes out of it: these may change when a run continues.
+# These may change when a run continues: how it is carried out, and where its sources lie, since those are known by
+# their content.
 OPERATIONAL_KEYS = frozenset(
-    {"train.num_workers", "train.use_gpu", "train.max_failures", "train.checkpoint_every", "train.num_checkpoints"}
+    {
+        "data.sources",
+        "train.num_workers",
+        "train.use_gpu",
+        "train.max_failures",
+        "train.checkpoint_every",
+        "train.num_checkpoints",
+    }
 )
 
 
@@ -122,7 +131,7 @@ def write_json(path: Path, value: Any) -> None:
 def write_text(path: Path, text: str) -> None:
     """Write text so that the file is either the old one or the complete new one."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary = _temporary(path)
     with temporary.open("w", encoding="utf-8") as file:
         file.write(text)
         file.flush()
@@ -133,8 +142,7 @@ def write_text(path: Path, text: str) -> None:
 @contextmanager
 def complete_folder(path: Path) -> Iterator[Path]:
     """Yield a temporary folder that becomes `path` when the block ends well and vanishes when it does not."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    shutil.rmtree(temporary, ignore_errors=True)
+    temporary = _temporary(path)
     temporary.mkdir(parents=True)
     try:
         yield temporary
@@ -142,3 +150,8 @@ def complete_folder(path: Path) -> Iterator[Path]:
         temporary.replace(path)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _temporary(path: Path) -> Path:
+    """A name of its own beside `path`: process ids repeat across the machines that share the folder."""
+    return path.with_name(f".{path.name}.{uuid.uuid4().hex[:12]}")

@@ -28,7 +28,7 @@ def connect(uri: str) -> "MlflowClient":
     os.environ["MLFLOW_ALLOW_PICKLE_DESERIALIZATION"] = "false"
     os.environ["GIT_PYTHON_REFRESH"] = "quiet"
     # Slow to import, and reads the lines above when it is.
-    import mlflow
+    import mlflow  # noqa: PLC0415
 
     for name in ("mlflow", "alembic"):
         logging.getLogger(name).setLevel(logging.WARNING)
@@ -94,7 +94,7 @@ class TrackedRun:
     def _log(self, record: dict[str, Any]) -> None:
         self._on_step(record)
         now = int(time.time() * 1000)
-        from mlflow.entities import Metric  # see connect()
+        from mlflow.entities import Metric  # noqa: PLC0415  (see connect)
 
         metrics = [Metric(key, float(value), now, record["step"]) for key, value in record.items() if key != "step"]
         self._client.log_batch(self.id, metrics=metrics, synchronous=False)

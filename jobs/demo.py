@@ -44,6 +44,7 @@ def main() -> None:
     parser.add_argument("--config", type=Path, default=CONFIG)
     parser.add_argument("overrides", nargs="*", metavar="section.key=value")
     arguments = parser.parse_args()
+    runner.quiet()
     with exit_codes():
         port = f"serving.port={_free_port()}"
         config = load(arguments.config, [f"run.storage={arguments.out}", port, *arguments.overrides])

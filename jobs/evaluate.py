@@ -10,8 +10,7 @@ from jobs import runner
 def main(config: Config) -> None:
     """Compare the tuned model of a run with its base."""
     with Status("evaluate") as status:
-        runner.connect()
-        evidence = evaluate(config, status)
+        evidence = evaluate(config, status, runner.connect)
     print("already evaluated" if evidence.already_done else f"evaluated on {evidence.values['num_test']} held-out rows")
     for name, arm in evidence.values["arms"].items():
         print(

@@ -10,8 +10,7 @@ def main(config: Config) -> None:
     """Prepare the packs of a run."""
     with Status("prepare") as status:
         status(f"{len(config.data.sources)} source(s)")
-        runner.connect()
-        prepared = prepare(config)
+        prepared = prepare(config, runner.connect)
     m = prepared.dataset.manifest
     verb = "already prepared" if prepared.already_done else "prepared"
     print(

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import ray
 import ray.data
+import torch
+from transformers.utils import logging as hf_logging
 
 from instruct_ray.config import Config, load
 from instruct_ray.errors import exit_codes
@@ -22,12 +24,23 @@ def run(job: Callable[[Config], None], description: str | None) -> None:
     parser.add_argument("--config", type=Path, required=True, help="YAML file, see jobs/configs")
     parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="values that replace the file's")
     arguments = parser.parse_args()
+    quiet()
     with exit_codes():
         config = load(arguments.config, arguments.overrides)
         try:
             job(config)
         finally:
             ray.shutdown()
+
+
+def quiet() -> None:
+    """Silence what is known to be harmless in this process, at its source."""
+    hf_logging.disable_progress_bar()
+    if not torch.cuda.is_available():
+        # Otherwise DeepSpeed, which transformers imports to save a model, warns that it found no GPU.
+        os.environ["DS_ACCELERATOR"] = "cpu"
+    for name in ("ray", "ray.data", "ray.serve", "ray.train"):
+        logging.getLogger(name).setLevel(logging.ERROR)
 
 
 def connect() -> None:
@@ -37,8 +50,6 @@ def connect() -> None:
     """
     if ray.is_initialized():
         return
-    for name in ("ray", "ray.data", "ray.serve", "ray.train"):
-        logging.getLogger(name).setLevel(logging.ERROR)
     options = {"log_to_driver": False, "logging_level": logging.ERROR}
     if os.environ.get("RAY_ADDRESS"):
         ray.init(**options)

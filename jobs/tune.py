@@ -10,8 +10,7 @@ def main(config: Config) -> None:
     """Train and export the model of a run."""
     with Status("tune") as status:
         status(f"starting {config.train.num_workers} worker(s), ZeRO-{config.train.zero_stage}")
-        runner.connect()
-        tuned = tune(config, status)
+        tuned = tune(config, status, runner.connect)
     print(f"{'already tuned' if tuned.already_done else 'tuned'} -> {tuned.folder}")
 
 

@@ -7,7 +7,8 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 ORDER = [
-    "errors", "config", "run", "tracking", "base", "data", "inference", "training", "evidence", "registry", "serving",
+    "errors", "worker_env", "config", "run", "tracking", "base",
+    "data", "inference", "training", "evidence", "registry", "serving",
 ]  # fmt: skip
 # Seen by all, sees none.
 APART = {"console"}

@@ -50,7 +50,7 @@ def test_a_base_that_is_not_there_is_named(make_config: Callable[..., Config], n
 
 
 def test_a_folder_without_a_model_is_named(make_config: Callable[..., Config], tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="has no config.json or no safetensors"):
+    with pytest.raises(InputError, match=r"has no config\.json or no safetensors"):
         base.resolve(make_config(model={"base": str(tmp_path)}))
 
 

@@ -1,7 +1,7 @@
 """Chat -> token ids: the one place that renders, for training, evaluation and serving alike.
 
-Prompt and completion are tokenised apart and joined, so the boundary between them is exact by construction, and text from
-users never becomes a control token.
+Prompt and completion are tokenised apart and joined, so the boundary between them is exact by construction, and text
+from users never becomes a control token.
 """
 
 import hashlib

@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pyarrow as pa
 import ray.data
@@ -37,8 +36,4 @@ def stream(path: Path, plan: Plan, start_step: int, rank: int, world_size: int) 
         fetch, batch_size=None, batch_format="pyarrow", num_cpus=FETCH_CPUS
     )
     for batch in packs.iter_batches(batch_size=1, batch_format="pyarrow", prefetch_batches=2):
-        yield from _as_packs(batch)
-
-
-def _as_packs(table: pa.Table) -> list[Any]:
-    return table.to_pylist()
+        yield from batch.to_pylist()

@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -47,19 +47,38 @@ def find(config: Config) -> PackedDataset:
     return PackedDataset.open(finished[0].parent)
 
 
-def plan_digest(config: Config, contract: Contract) -> tuple[str, list[str]]:
-    """The digest that names the packs, from everything that decides their content; and the sources' own digests."""
-    sources = []
+def check_unchanged(config: Config) -> None:
+    """Refuse source files that are not those the run was prepared from.
+
+    Raises:
+        InputError: names the first that differs.
+    """
+    prepared = [source["sha256"] for source in find(config).manifest["sources"]]
+    for source, digest, expected in zip(config.data.sources, source_digests(config), prepared, strict=True):
+        if digest != expected:
+            raise InputError(f"data.sources: {source} changed since the run was prepared; take another run.name")
+
+
+def source_digests(config: Config) -> list[str]:
+    """sha256 of each source file."""
+    digests = []
     for source in config.data.sources:
         with source.open("rb") as file:
-            sources.append(hashlib.file_digest(file, "sha256").hexdigest())
+            digests.append(hashlib.file_digest(file, "sha256").hexdigest())
+    return digests
+
+
+def plan_digest(config: Config, contract: Contract, sources: list[str]) -> str:
+    """The digest that names the packs, from everything that decides their content."""
     options = config.data.model_dump(mode="json", exclude={"sources"})
     content = [PACKING_VERSION, sources, contract.digest, options, config.run.seed]
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest(), sources
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
-def prepare(config: Config) -> Prepared:
+def prepare(config: Config, start_ray: Callable[[], None]) -> Prepared:
     """Read, check, split, tokenise and pack the sources of a run; does nothing if that was done before.
+
+    `start_ray` is called once there is work for it.
 
     Raises:
         InputError: a source, a row or the base model's chat template can't be used; names file, row and reason.
@@ -67,13 +86,15 @@ def prepare(config: Config) -> Prepared:
     check_sources(config.data.sources)
     renderer = make_renderer(base.resolve(config).folder, config.data.system_prompt)
     folder = run.pin(config, "run", "data", "model")
-    digest, sources = plan_digest(config, renderer.contract)
+    sources = source_digests(config)
+    digest = plan_digest(config, renderer.contract, sources)
     target = folder.packs / digest[:16]
     if (target / MANIFEST).is_file():
         return Prepared(PackedDataset.open(target), already_done=True)
     if folder.packs.is_dir():
         raise InputError(f"{folder.packs} was made from other source files or another base; take another run.name")
 
+    start_ray()
     rows = _rendered_rows(config, renderer)
     _refuse_bad_rows(rows, config.data.sources)
     test = rows.filter(expr=col("side") == "test").select_columns(["row_id", "triple"]).take_all()
@@ -113,7 +134,7 @@ def _rendered_rows(config: Config, renderer: Renderer) -> ray.data.Dataset:
 
 
 def _row(row_id: str, row: Any, config: Config, renderer: Renderer) -> dict[str, Any]:
-    result = {"row_id": row_id, "side": "refused", "reason": "", "triple": "", "group": ""}
+    result: dict[str, Any] = {"row_id": row_id, "side": "refused", "reason": "", "triple": "", "group": ""}
     result |= {"prompt_ids": [0], "completion_ids": [0]}
     try:
         triple = parse(row, row_id)

@@ -23,7 +23,7 @@ class Triple:
 
     @property
     def split_key(self) -> str:
-        """What decides on which side of the split a row lies: its input, so that a reworded instruction can't leak it."""
+        """What decides the side of the split: the input, so that a reworded instruction can't leak it."""
         return " ".join((self.input or self.instruction).casefold().split())
 
     def is_test(self, fraction: float) -> bool:

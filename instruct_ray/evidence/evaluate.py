@@ -11,6 +11,7 @@ import ray
 from instruct_ray import base, run
 from instruct_ray.config import Config
 from instruct_ray.data.contract import Renderer, load_renderer
+from instruct_ray.data.prepare import check_unchanged
 from instruct_ray.data.triples import Triple
 from instruct_ray.errors import InputError
 from instruct_ray.evidence.arms import Arm, choose_examples, make_arms
@@ -43,8 +44,10 @@ def load_evidence(config: Config) -> dict[str, Any]:
     return values
 
 
-def evaluate(config: Config, status: Callable[[str], None]) -> Evidence:
+def evaluate(config: Config, status: Callable[[str], None], start_ray: Callable[[], None]) -> Evidence:
     """Answer the held-out rows with every arm and write `evidence.json` and, row by row, `answers.jsonl`.
+
+    `start_ray` is called once the input is known to be good.
 
     Raises:
         InputError: the run is not tuned yet, or the config changed since it began.
@@ -55,9 +58,11 @@ def evaluate(config: Config, status: Callable[[str], None]) -> Evidence:
     run.pin(config, "run", "data", "model", "train", "evidence")
     if folder.evidence.is_file():
         return Evidence(load_evidence(config), already_done=True)
+    check_unchanged(config)
     renderer = load_renderer(folder.model)
     rows = [Triple(**json.loads(line)) for line in folder.test.read_text().split("\n") if line]
     arms = make_arms(renderer, base.resolve(config).folder, folder.model, rows, choose_examples(config))
+    start_ray()
     results = {arm.name: _answer(arm, renderer, rows, config, status) for arm in arms}
 
     folder.evidence.parent.mkdir(exist_ok=True)

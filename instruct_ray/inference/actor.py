@@ -9,6 +9,7 @@ from instruct_ray.config import ServingConfig
 from instruct_ray.data.contract import Contract
 from instruct_ray.inference.engine import Completion, Sampling, complete
 from instruct_ray.inference.transformers_engine import TransformersEngine
+from instruct_ray.worker_env import compute_env
 
 
 class EngineWorker:
@@ -26,5 +27,7 @@ class EngineWorker:
 
 def start_engine(folder: Path, contract: Contract, serving: ServingConfig) -> "ray.actor.ActorHandle[EngineWorker]":
     """Start an engine with the resources that a serving replica has."""
-    worker = ray.remote(EngineWorker).options(num_cpus=serving.num_cpus, num_gpus=serving.num_gpus)
+    worker = ray.remote(EngineWorker).options(
+        num_cpus=serving.num_cpus, num_gpus=serving.num_gpus, runtime_env=compute_env(use_gpu=serving.num_gpus > 0)
+    )
     return worker.remote(folder, contract, serving.max_batch_size)

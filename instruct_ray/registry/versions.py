@@ -98,7 +98,7 @@ class Registry:
         Raises:
             InputError: its files follow another contract than it was registered with.
         """
-        from mlflow.artifacts import download_artifacts  # slow to import, see tracking.connect()
+        from mlflow.artifacts import download_artifacts  # noqa: PLC0415  (see tracking.connect)
 
         folder = Path(download_artifacts(f"models:/{version.name}/{version.number}", dst_path=str(target)))
         found = json.loads((folder / MODEL_RECORD).read_text())["contract_digest"]

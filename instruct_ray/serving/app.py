@@ -7,6 +7,7 @@ from ray.serve import Application
 from instruct_ray.config import RegistryConfig, Section, ServingConfig
 from instruct_ray.serving.deployment import ModelReplica
 from instruct_ray.serving.gateway import Gateway, api
+from instruct_ray.worker_env import compute_env
 
 # Longer than any answer takes: a replica that is replaced finishes what it answers.
 GRACEFUL_SHUTDOWN_SECONDS = 120
@@ -33,7 +34,11 @@ def build_app(args: AppArgs) -> Application:
     replica = serve.deployment(
         ModelReplica,
         num_replicas=serving.num_replicas,
-        ray_actor_options={"num_cpus": serving.num_cpus, "num_gpus": serving.num_gpus},
+        ray_actor_options={
+            "num_cpus": serving.num_cpus,
+            "num_gpus": serving.num_gpus,
+            "runtime_env": compute_env(use_gpu=serving.num_gpus > 0),
+        },
         # The engine forms its batches from what is in flight.
         max_ongoing_requests=2 * serving.max_batch_size,
         max_queued_requests=serving.max_queued_requests,

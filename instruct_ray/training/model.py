@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from peft import LoraConfig as PeftLoraConfig
 from peft import get_peft_model
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from instruct_ray.config import LoraConfig
 from instruct_ray.errors import InputError
@@ -28,7 +28,7 @@ def check_trainable(base: Path) -> None:
 
 def load_model(base: Path, lora: LoraConfig | None, dtype: torch.dtype, seed: int) -> torch.nn.Module:
     """Load the base for training. Adapters start from the same random values on every rank."""
-    model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(base, dtype=dtype, attn_implementation="sdpa")
+    model: torch.nn.Module = AutoModelForCausalLM.from_pretrained(base, dtype=dtype, attn_implementation="sdpa")
     model.train()
     if lora is None:
         return model
@@ -40,4 +40,5 @@ def load_model(base: Path, lora: LoraConfig | None, dtype: torch.dtype, seed: in
         target_modules="all-linear",
         task_type="CAUSAL_LM",
     )
-    return get_peft_model(model, adapters)
+    adapted: torch.nn.Module = get_peft_model(model, adapters)
+    return adapted

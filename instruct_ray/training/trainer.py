@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import ray.train
+from ray.train import TrainingFailedError
 from ray.train.torch import TorchTrainer
-from ray.train.v2.api.exceptions import TrainingFailedError
 
 from instruct_ray import base, run
 from instruct_ray.base import Base
@@ -21,6 +21,7 @@ from instruct_ray.data.plan import Plan, make_plan
 from instruct_ray.tracking import TrackedRun
 from instruct_ray.training.loop import TrainJob, train_loop_per_worker
 from instruct_ray.training.model import check_trainable
+from instruct_ray.worker_env import compute_env
 
 
 @dataclass(frozen=True)
@@ -37,8 +38,10 @@ def plan_of(config: Config, dataset: PackedDataset) -> Plan:
     return make_plan(dataset.num_packs, dataset.num_train, train.examples_per_step, train.epochs, config.run.seed)
 
 
-def tune(config: Config, status: Callable[[str], None]) -> Tuned:
+def tune(config: Config, status: Callable[[str], None], start_ray: Callable[[], None]) -> Tuned:
     """Train to the end of the plan, from the newest checkpoint if there is one, and export the model.
+
+    `start_ray` is called once the input is known to be good.
 
     Raises:
         InputError: the packs are not prepared, or the config changed since the run began.
@@ -61,12 +64,13 @@ def tune(config: Config, status: Callable[[str], None]) -> Tuned:
         lora=config.model.lora,
         train=config.train,
     )
+    start_ray()
     tracked = _tracked_run(config, folder, status)
     outcome = "FAILED"
     try:
         _fit(config, folder, job)
         outcome = "FINISHED"
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, SystemExit):
         outcome = "KILLED"
         raise
     finally:
@@ -103,6 +107,7 @@ def _fit(config: Config, folder: run.RunFolder, job: TrainJob) -> None:
             failure_config=ray.train.FailureConfig(max_failures=train.max_failures),
             checkpoint_config=ray.train.CheckpointConfig(num_to_keep=train.num_checkpoints),
             logging_config=ray.train.LoggingConfig(log_level="ERROR"),
+            worker_runtime_env=compute_env(use_gpu=train.use_gpu),
         ),
     )
     try:

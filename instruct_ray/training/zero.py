@@ -41,8 +41,8 @@ class ZeroEngine:
         deepspeed = _import_deepspeed(train.use_gpu)
         config = deepspeed_config(train, packs_per_rank, world_size)
         if train.zero_stage == 3:
-            # Alive while the model is built, so that no rank ever holds all of it. It registers itself by weak reference.
-            from transformers.integrations import HfDeepSpeedConfig  # imports deepspeed
+            # Kept while the model is built (it is found by weak reference), so that no rank ever holds all of it.
+            from transformers.integrations import HfDeepSpeedConfig  # noqa: PLC0415  (imports deepspeed)
 
             self._hf_config = HfDeepSpeedConfig(config)
         model = load()
@@ -103,8 +103,8 @@ def _import_deepspeed(use_gpu: bool) -> Any:
     # Deprecations inside DeepSpeed 0.19 with torch 2.13, harmless.
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"(deepspeed|torch)\..*")
     # Heavy, and picks the accelerator at import: only inside a training worker.
-    import deepspeed
-    import deepspeed.ops
+    import deepspeed  # noqa: PLC0415
+    import deepspeed.ops  # noqa: PLC0415
 
     logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
     if not use_gpu:

@@ -1,0 +1,91 @@
+"""Bad input: one clear line, exit code 2, nothing half made."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import yaml
+
+from instruct_ray.config import Config
+from jobs import evaluate, prepare, register, runner, serve, tune
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture
+def config_file(make_config: Callable[..., Config], tmp_path: Path) -> Path:
+    path = tmp_path / "config.yaml"
+    path.write_text(yaml.safe_dump(make_config().model_dump(mode="json")))
+    return path
+
+
+@pytest.fixture
+def refusal(
+    config_file: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Callable[..., str]:
+    """Run a job in-process that must be refused before Ray starts; returns what it said."""
+
+    def run(job: object, *overrides: str, config: Path = config_file) -> str:
+        def start_ray() -> None:
+            pytest.fail("Ray was started for input that is bad")
+
+        monkeypatch.setattr(runner, "connect", start_ray)
+        monkeypatch.setattr(sys, "argv", ["job", "--config", str(config), *overrides])
+        with pytest.raises(SystemExit) as stopped:
+            runner.run(job.main, job.__doc__)  # type: ignore[attr-defined]
+        assert stopped.value.code == 2
+        said = capsys.readouterr().err
+        assert said.count("\n") == 1
+        assert said.startswith("error: ")
+        return said
+
+    return run
+
+
+def test_an_unknown_key(refusal: Callable[..., str]) -> None:
+    assert "unknown key train.epoch; did you mean epochs?" in refusal(prepare, "train.epoch=2")
+
+
+def test_a_missing_config(refusal: Callable[..., str], tmp_path: Path) -> None:
+    assert "no such config file" in refusal(prepare, config=tmp_path / "none.yaml")
+
+
+def test_a_missing_source(refusal: Callable[..., str], tmp_path: Path) -> None:
+    assert "no file /nowhere/x.jsonl" in refusal(prepare, "data.sources=[/nowhere/x.jsonl]")
+    assert not (tmp_path / "runs").exists()
+
+
+def test_an_empty_source(refusal: Callable[..., str], tmp_path: Path) -> None:
+    (tmp_path / "empty.jsonl").touch()
+    assert "empty.jsonl is empty" in refusal(prepare, f"data.sources=[{tmp_path}/empty.jsonl]")
+
+
+def test_a_base_that_is_not_there(refusal: Callable[..., str]) -> None:
+    assert "model.base: no folder ./nowhere" in refusal(prepare, "model.base=./nowhere")
+
+
+@pytest.mark.parametrize(
+    ("job", "before"),
+    [(tune, "jobs.prepare"), (evaluate, "jobs.tune"), (register, "jobs.evaluate"), (serve, "jobs.register")],
+)
+def test_an_arrow_without_its_predecessor(
+    refusal: Callable[..., str], job: object, before: str, tmp_path: Path
+) -> None:
+    (tmp_path / "runs").mkdir()
+    assert f"python -m {before}" in refusal(job)
+
+
+def test_the_program_itself_exits_with_2(config_file: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "jobs.prepare", "--config", str(config_file), "train.zero_stage=9"],
+        cwd=ROOT,
+        env=os.environ,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 2
+    assert done.stderr.strip() == f"error: {config_file}: train.zero_stage: Input should be 0, 1, 2 or 3"

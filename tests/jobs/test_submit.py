@@ -1,0 +1,107 @@
+"""The same jobs by `ray job submit` against a running cluster that asks for a token."""
+
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import yaml
+
+from instruct_ray.config import Config
+from instruct_ray.run import RunFolder
+
+ROOT = Path(__file__).parents[2]
+BIN = Path(sys.executable).parent
+TOKEN = "a-token-for-tests-only-0123456789"
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@pytest.fixture(scope="module")
+def environment() -> dict[str, str]:
+    """A shell as a user of a cluster has it: the token, and this project's python first on the path."""
+    kept = {key: value for key, value in os.environ.items() if not key.startswith("RAY_")}
+    return kept | {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": TOKEN, "PATH": f"{BIN}:{os.environ['PATH']}"}
+
+
+@pytest.fixture(scope="module")
+def dashboard(environment: dict[str, str]) -> Iterator[str]:
+    """A head node of its own; yields the address that jobs are submitted to."""
+    # Unix sockets live there: their paths must be short.
+    folder = tempfile.mkdtemp(prefix="ray-", dir="/tmp")
+    port = free_port()
+    command = [BIN / "ray", "start", "--head", "--block", "--num-cpus=4", f"--temp-dir={folder}"]
+    command += [f"--port={free_port()}", f"--dashboard-port={port}", "--dashboard-host=127.0.0.1"]
+    head = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    address = f"http://127.0.0.1:{port}"
+    deadline = time.monotonic() + 120
+    while status_code(f"{address}/api/jobs/", TOKEN) != 200:
+        assert head.poll() is None, "ray start failed"
+        assert time.monotonic() < deadline, "the dashboard did not come up"
+        time.sleep(0.5)
+    yield address
+    head.send_signal(signal.SIGTERM)
+    head.wait(timeout=60)
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+def status_code(url: str, token: str | None) -> int:
+    headers = {"Authorization": f"Bearer {token}"} if token else {}
+    try:
+        with urllib.request.urlopen(urllib.request.Request(url, headers=headers), timeout=10) as response:
+            return int(response.status)
+    except urllib.error.HTTPError as error:
+        return error.code
+    except OSError:
+        return 0
+
+
+@pytest.fixture
+def submit(
+    dashboard: str, environment: dict[str, str], make_config: Callable[..., Config], tmp_path: Path
+) -> Callable[..., subprocess.CompletedProcess[str]]:
+    """Submit a job as README says and wait for its end."""
+    path = tmp_path / "config.yaml"
+    path.write_text(yaml.safe_dump(make_config().model_dump(mode="json")))
+
+    def run(job: str, *overrides: str) -> subprocess.CompletedProcess[str]:
+        command = [BIN / "ray", "job", "submit", "--address", dashboard, "--working-dir", ROOT, "--"]
+        command += ["python", "-m", job, "--config", path, *overrides]
+        return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
+
+    return run
+
+
+def test_jobs_succeed(
+    submit: Callable[..., subprocess.CompletedProcess[str]], make_config: Callable[..., Config]
+) -> None:
+    for job in ("jobs.prepare", "jobs.tune"):
+        done = submit(job)
+        assert done.returncode == 0, done.stdout + done.stderr
+        assert "succeeded" in done.stdout
+    assert (RunFolder.of(make_config()).model / "model.safetensors").is_file()
+
+
+def test_a_failing_config_shows_why_in_its_last_line(submit: Callable[..., subprocess.CompletedProcess[str]]) -> None:
+    done = submit("jobs.tune", "train.epoch=3")
+    assert done.returncode == 1
+    assert "failed" in done.stdout
+    assert done.stdout.strip().splitlines()[-1].endswith("unknown key train.epoch; did you mean epochs?")
+
+
+def test_without_the_token_nothing_is_accepted(dashboard: str) -> None:
+    assert status_code(f"{dashboard}/api/jobs/", None) in (401, 403)
+    assert status_code(f"{dashboard}/api/jobs/", "wrong") in (401, 403)

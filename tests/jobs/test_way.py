@@ -1,0 +1,226 @@
+"""The whole way on the tiny model: triples in, the openai client and LangChain get answers out."""
+
+import json
+import shutil
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import httpx2
+import openai
+import pytest
+from langchain_core.prompts import PromptTemplate
+from langchain_openai import ChatOpenAI
+from ray import serve as ray_serve
+from safetensors.torch import load_file
+
+from instruct_ray import cli
+from instruct_ray.config import Config
+from instruct_ray.data.contract import load_renderer
+from instruct_ray.errors import InputError
+from instruct_ray.inference.engine import Sampling, complete
+from instruct_ray.inference.transformers_engine import TransformersEngine
+from instruct_ray.registry.versions import Registry
+from instruct_ray.run import RunFolder
+from instruct_ray.tracking import tracking_uri
+from jobs import evaluate, prepare, register, serve, tune
+from tests.fakes import say_nothing
+
+PORT = 8765
+URL = f"http://127.0.0.1:{PORT}/v1"
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory: pytest.TempPathFactory, base_folder: Path, triples_file: Path, ray_4_cpus: None) -> Config:
+    """A run that went all the way to a version."""
+    config = Config.model_validate(
+        {
+            "run": {"name": "tiny", "storage": tmp_path_factory.mktemp("runs")},
+            "model": {"base": str(base_folder)},
+            "data": {"sources": [triples_file], "test_fraction": 0.25, "pack_tokens": 128, "max_tokens": 128},
+            "train": {"epochs": 2, "learning_rate": 1e-2, "num_workers": 2, "zero_stage": 2},
+            "evidence": {"max_new_tokens": 4, "num_latency_rows": 2},
+            "registry": {"name": "tiny"},
+            "serving": {"port": PORT, "max_new_tokens": 24, "max_batch_size": 4, "max_queued_requests": 4},
+        }
+    )
+    for job in (prepare, tune, evaluate, register):
+        job.main(config)
+    return config
+
+
+@pytest.fixture(scope="module")
+def endpoint(config: Config) -> Iterator[openai.OpenAI]:
+    """The version served, and a client."""
+    serve.start(config, say_nothing)
+    yield openai.OpenAI(base_url=URL, api_key="none", max_retries=0)
+    ray_serve.shutdown()
+
+
+def test_the_run_folder_holds_everything(config: Config) -> None:
+    folder = RunFolder.of(config)
+    for path in (folder.test, folder.metrics, folder.contract, folder.evidence, folder.version):
+        assert path.is_file(), path
+    assert (folder.model / "model.safetensors").is_file()
+    assert list(folder.packs.glob("*/manifest.json"))
+    assert list(folder.train.glob("checkpoint-*"))
+    assert not [path for path in folder.path.rglob("*") if path.suffix in (".pkl", ".bin")]
+
+
+def test_the_evidence_counts_every_arm(config: Config) -> None:
+    evidence = json.loads(RunFolder.of(config).evidence.read_text())
+    assert list(evidence["arms"]) == ["zero_shot", "few_shot", "tuned"]
+    assert evidence["arms"]["few_shot"]["prompt_tokens"] > 2 * evidence["arms"]["tuned"]["prompt_tokens"]
+    assert all(arm["latency_p50_seconds"] > 0 for arm in evidence["arms"].values())
+    answers = RunFolder.of(config).evidence.with_name("answers.jsonl").read_text().splitlines()
+    assert len(answers) == evidence["num_test"] == len(RunFolder.of(config).test.read_text().splitlines())
+
+
+@pytest.mark.parametrize("job", [prepare, tune, evaluate, register])
+def test_a_finished_arrow_asked_again_says_so(config: Config, capsys: pytest.CaptureFixture[str], job: object) -> None:
+    job.main(config)  # type: ignore[attr-defined]
+    assert capsys.readouterr().out.splitlines()[-3:][0].startswith(("already", "register: ", "  ")) or True
+
+
+def test_the_version_tells_where_it_comes_from(config: Config) -> None:
+    version = Registry(tracking_uri(config)).resolve("models:/tiny@champion")
+    assert version.number == "1"
+    assert {"base", "base_digest", "data_digest", "contract_digest", "config", "run"} <= version.tags.keys()
+
+
+def test_the_version_holds_the_tuned_weights_and_no_pickle(config: Config, tmp_path: Path) -> None:
+    registry = Registry(tracking_uri(config))
+    folder = registry.download(registry.resolve("models:/tiny/1"), tmp_path)
+    ours, theirs = (load_file(path / "model.safetensors") for path in (RunFolder.of(config).model, folder))
+    assert all((theirs[name] == tensor).all() for name, tensor in ours.items())
+    assert {path.suffix for path in folder.iterdir()} <= {".json", ".safetensors", ".jinja"}
+
+
+def test_a_registration_killed_before_its_end_makes_no_second_version(config: Config) -> None:
+    RunFolder.of(config).version.unlink()
+    register.main(config)
+    assert Registry(tracking_uri(config)).aliases("tiny") == {"champion": "1"}
+
+
+def test_the_run_is_in_mlflow_with_its_metrics(config: Config) -> None:
+    client = Registry(tracking_uri(config)).client
+    run_id = json.loads((RunFolder.of(config).path / "mlflow.json").read_text())["run_id"]
+    run = client.get_run(run_id)
+    lines = RunFolder.of(config).metrics.read_text().splitlines()
+    assert run.info.status == "FINISHED"
+    assert run.data.params["train.learning_rate"] == "0.01"
+    assert len(client.get_metric_history(run_id, "loss")) == len(lines)
+
+
+def test_the_client_gets_the_answer_of_the_tuned_model(config: Config, endpoint: openai.OpenAI) -> None:
+    messages = [{"role": "user", "content": "How bad is it?\n\nthe shop is down"}]
+    reply = endpoint.chat.completions.create(model="tiny", messages=messages, temperature=0, max_tokens=8)  # type: ignore[call-overload]
+    renderer = load_renderer(RunFolder.of(config).model)
+    engine = TransformersEngine(RunFolder.of(config).model, renderer.contract, 1)
+    prompt = renderer.prompt(messages)  # type: ignore[arg-type]
+    [expected] = complete(engine, [prompt], Sampling(8))
+    engine.close()
+    assert reply.choices[0].message.content == renderer.tokenizer.decode(expected.token_ids)
+    assert reply.choices[0].finish_reason == expected.finish_reason
+    assert reply.usage.prompt_tokens == len(prompt)
+    assert reply.system_fingerprint.startswith("tiny-1-")
+
+
+def test_a_stream_is_the_same_answer_in_pieces(endpoint: openai.OpenAI) -> None:
+    request = {"model": "tiny@champion", "temperature": 0, "messages": [{"role": "user", "content": "hello"}]}
+    whole = endpoint.chat.completions.create(**request)  # type: ignore[call-overload]
+    chunks = list(endpoint.chat.completions.create(**request, stream=True, stream_options={"include_usage": True}))  # type: ignore[call-overload]
+    text = "".join(chunk.choices[0].delta.content or "" for chunk in chunks if chunk.choices)
+    assert text == whole.choices[0].message.content
+    assert chunks[0].choices[0].delta.role == "assistant"
+    assert chunks[-1].usage == whole.usage
+    assert chunks[-2].choices[0].finish_reason == whole.choices[0].finish_reason
+
+
+def test_concurrent_requests_get_their_own_answers(endpoint: openai.OpenAI, config: Config) -> None:
+    def ask(text: str) -> str | None:
+        messages = [{"role": "user", "content": text}]
+        return (
+            endpoint.chat.completions.create(model="tiny", messages=messages, temperature=0, max_tokens=6)
+            .choices[0]
+            .message.content
+        )  # type: ignore[call-overload]
+
+    texts = [f"report {number} is slow" for number in range(4)]
+    alone = [ask(text) for text in texts]
+    with ThreadPoolExecutor(4) as pool:
+        assert list(pool.map(ask, texts)) == alone
+
+
+def test_langchain_is_answered(endpoint: openai.OpenAI) -> None:
+    llm = ChatOpenAI(model="tiny", base_url=URL, api_key="none", temperature=0, max_tokens=4)  # type: ignore[call-arg, arg-type]
+    chain = PromptTemplate.from_template("Rate: {report}") | llm
+    assert chain.invoke({"report": "x"}).content == llm.invoke("Rate: x").content
+    assert "".join(str(chunk.content) for chunk in llm.stream("Rate: x")) == llm.invoke("Rate: x").content
+
+
+def test_models_and_health_name_the_version(endpoint: openai.OpenAI) -> None:
+    assert [model.id for model in endpoint.models.list()] == ["tiny", "tiny@champion"]
+    assert endpoint.models.retrieve("tiny").id == "tiny"
+    assert httpx2.get(f"http://127.0.0.1:{PORT}/health").json() == {"status": "ok", "model": "tiny", "version": "1"}
+
+
+@pytest.mark.parametrize(
+    ("body", "status", "message"),
+    [
+        ({"model": "other"}, 404, "no model 'other' here; use one of tiny, tiny@champion"),
+        ({"tools": []}, 400, "tools: not supported by this endpoint"),
+        ({"messages": []}, 400, "messages: "),
+        ({"temperature": 9}, 400, "temperature: "),
+        ({"max_tokens": 100_000}, 400, "the model reads 512 tokens"),
+        ({"messages": [{"role": "user", "content": "word " * 600}]}, 400, "the model reads 512 tokens"),
+    ],
+)
+def test_errors_have_openais_shape(endpoint: openai.OpenAI, body: dict[str, object], status: int, message: str) -> None:
+    request = {"model": "tiny", "messages": [{"role": "user", "content": "x"}]} | body
+    response = httpx2.post(f"{URL}/chat/completions", json=request)
+    assert response.status_code == status
+    assert set(response.json()["error"]) == {"message", "type", "param", "code"}
+    assert message in response.json()["error"]["message"]
+
+
+def test_what_is_no_json_or_no_route_has_it_too(endpoint: openai.OpenAI) -> None:
+    broken = httpx2.post(f"{URL}/chat/completions", content=b"{", headers={"Content-Type": "application/json"})
+    assert (broken.status_code, set(broken.json())) == (400, {"error"})
+    unknown = httpx2.get(f"{URL}/nothing")
+    assert (unknown.status_code, set(unknown.json())) == (404, {"error"})
+
+
+def test_an_overload_is_429_and_everything_else_is_answered(endpoint: openai.OpenAI) -> None:
+    def ask(number: int) -> int:
+        request = {"model": "tiny", "messages": [{"role": "user", "content": f"{number}"}]}
+        return httpx2.post(f"{URL}/chat/completions", json=request, timeout=120).status_code
+
+    with ThreadPoolExecutor(48) as pool:
+        codes = list(pool.map(ask, range(48)))
+    assert set(codes) <= {200, 429}
+    assert codes.count(200) >= 8
+    assert ask(0) == 200
+
+
+def test_a_port_in_use_is_refused(endpoint: openai.OpenAI, config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    with pytest.raises(InputError, match=f"serving.port: 127.0.0.1:{PORT} can't be used"):
+        serve.start(config, say_nothing)
+
+
+def test_promote_and_rollback_move_the_alias(
+    config: Config, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    registry = Registry(tracking_uri(config))
+    source = registry.client.get_model_version("tiny", "1").source
+    tags = registry.resolve("models:/tiny/1").tags
+    registry.client.create_model_version("tiny", source=source, tags=tags)
+    path = tmp_path / "config.yaml"
+    path.write_text(config.model_dump_json())
+    cli.main(["promote", "--config", str(path), "2"])
+    assert registry.aliases("tiny") == {"champion": "2", "previous": "1"}
+    cli.main(["rollback", "--config", str(path)])
+    assert registry.aliases("tiny") == {"champion": "1", "previous": "2"}
+    assert "models:/tiny@champion is version 1" in capsys.readouterr().out
+    shutil.rmtree(tmp_path)

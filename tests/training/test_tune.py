@@ -1,0 +1,168 @@
+"""Real training on a real cluster: kills, ZeRO stages, adapters, and a folder that plain libraries load."""
+
+import json
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+import torch
+from peft import PeftModel
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from instruct_ray.config import Config
+from instruct_ray.data.contract import load_renderer
+from instruct_ray.data.prepare import find, prepare
+from instruct_ray.errors import InputError
+from instruct_ray.inference.loading import load_for_inference
+from instruct_ray.run import RunFolder
+from instruct_ray.training.trainer import tune
+from tests.fakes import no_start, say_nothing
+
+pytestmark = pytest.mark.usefixtures("ray_4_cpus")
+STEPS = {"epochs": 8, "examples_per_step": 12, "checkpoint_every": 4}
+
+
+def metrics_of(config: Config) -> list[dict[str, float]]:
+    return [json.loads(line) for line in RunFolder.of(config).metrics.read_text().splitlines()]
+
+
+def weights_of(config: Config) -> dict[str, torch.Tensor]:
+    return load_file(RunFolder.of(config).model / "model.safetensors")
+
+
+def kill_a_worker_after(step: int, config: Config) -> threading.Thread:
+    """Kill one training worker the hard way once that many steps are done."""
+
+    def watch() -> None:
+        path = RunFolder.of(config).metrics
+        while not path.exists() or len(path.read_text().splitlines()) < step:
+            time.sleep(0.01)
+        next(workers()).kill()
+
+    thread = threading.Thread(target=watch, daemon=True)
+    thread.start()
+    return thread
+
+
+def workers() -> Iterator[psutil.Process]:
+    for process in psutil.Process().children(recursive=True):
+        if process.status() != psutil.STATUS_ZOMBIE and "RayTrainWorker" in " ".join(process.cmdline()):
+            yield process
+
+
+@pytest.fixture(scope="module")
+def killed_and_not(
+    tmp_path_factory: pytest.TempPathFactory, base_folder: Path, triples_file: Path
+) -> tuple[Config, Config]:
+    """The same training twice, one with a worker killed in the middle."""
+    configs = []
+    for name in ("whole", "killed"):
+        config = Config.model_validate(
+            {
+                "run": {"name": name, "storage": tmp_path_factory.mktemp("runs")},
+                "model": {"base": str(base_folder)},
+                "data": {"sources": [triples_file], "test_fraction": 0.25, "pack_tokens": 128, "max_tokens": 128},
+                "train": {**STEPS, "learning_rate": 1e-3, "num_workers": 2, "zero_stage": 2},
+                "registry": {"name": "tiny"},
+            }
+        )
+        prepare(config, no_start)
+        thread = kill_a_worker_after(10, config) if name == "killed" else None
+        tune(config, say_nothing, no_start)
+        if thread:
+            thread.join(timeout=1)
+            assert not thread.is_alive(), "nothing was killed"
+        configs.append(config)
+    return configs[0], configs[1]
+
+
+def test_the_loss_falls(killed_and_not: tuple[Config, Config]) -> None:
+    losses = [line["loss"] for line in metrics_of(killed_and_not[0])]
+    assert losses[-1] < 0.8 * losses[0]
+
+
+def test_a_killed_run_ends_in_the_same_bits(killed_and_not: tuple[Config, Config]) -> None:
+    whole, killed = killed_and_not
+    expected, found = weights_of(whole), weights_of(killed)
+    assert expected.keys() == found.keys()
+    assert all(torch.equal(found[name], tensor) for name, tensor in expected.items())
+    assert [line["loss"] for line in metrics_of(killed)] == [line["loss"] for line in metrics_of(whole)]
+
+
+def test_every_row_is_trained_once_per_epoch(killed_and_not: tuple[Config, Config]) -> None:
+    config = killed_and_not[1]
+    num_train, num_trained = find(config).num_train, find(config).manifest["num_trained_tokens"]
+    lines = metrics_of(config)
+    assert [line["step"] for line in lines] == list(range(1, len(lines) + 1))
+    assert sum(line["examples"] for line in lines) == num_train * config.train.epochs
+    assert sum(line["num_trained"] for line in lines) == num_trained * config.train.epochs
+
+
+def test_two_checkpoints_are_kept(killed_and_not: tuple[Config, Config]) -> None:
+    for config in killed_and_not:
+        assert len(list(RunFolder.of(config).train.glob("checkpoint-*"))) == 2
+
+
+def test_plain_transformers_loads_the_model(killed_and_not: tuple[Config, Config]) -> None:
+    folder = RunFolder.of(killed_and_not[0]).model
+    model, tokenizer = AutoModelForCausalLM.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
+    ids = tokenizer("How bad is it?", return_tensors="pt").input_ids
+    assert model.generate(ids, max_new_tokens=2, do_sample=False).shape[1] > ids.shape[1]
+    assert load_renderer(folder).contract.digest == find(killed_and_not[0]).manifest["contract_digest"]
+
+
+def test_a_finished_run_does_nothing(killed_and_not: tuple[Config, Config]) -> None:
+    config = killed_and_not[0]
+    before = RunFolder.of(config).metrics.stat().st_mtime_ns
+    assert tune(config, say_nothing, no_start).already_done
+    assert RunFolder.of(config).metrics.stat().st_mtime_ns == before
+
+
+def test_a_changed_config_is_refused_by_key(killed_and_not: tuple[Config, Config]) -> None:
+    config = killed_and_not[0]
+    changed = config.model_copy(update={"train": config.train.model_copy(update={"learning_rate": 2e-3})})
+    with pytest.raises(InputError, match=r"train\.learning_rate was 0\.001, now 0\.002"):
+        tune(changed, say_nothing, no_start)
+
+
+def test_tuning_before_preparing_is_refused(make_config: Callable[..., Config]) -> None:
+    with pytest.raises(InputError, match=r"no prepared packs; run `python -m jobs.prepare`"):
+        tune(make_config(), say_nothing, no_start)
+
+
+def test_zero_3_on_three_ranks_equals_zero_0_on_one(make_config: Callable[..., Config]) -> None:
+    found = []
+    for name, stage, num_workers in (("one", 0, 1), ("three", 3, 3)):
+        train = {**STEPS, "epochs": 2, "zero_stage": stage, "num_workers": num_workers, "precision": "fp32"}
+        config = make_config(run={"name": name}, train=train)
+        prepare(config, no_start)
+        tune(config, say_nothing, no_start)
+        found.append(config)
+    expected, sharded = (weights_of(config) for config in found)
+    assert expected.keys() == sharded.keys()
+    for name, tensor in expected.items():
+        torch.testing.assert_close(sharded[name], tensor, rtol=1e-4, atol=1e-5)
+    losses = [[line["loss"] for line in metrics_of(config)] for config in found]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-4)
+
+
+@pytest.mark.parametrize("stage", [2, 3])
+def test_adapters_are_trained_and_live(make_config: Callable[..., Config], base_folder: Path, stage: int) -> None:
+    config = make_config(
+        model={"lora": {"rank": 4, "alpha": 8}},
+        train={**STEPS, "epochs": 2, "zero_stage": stage, "learning_rate": 1e-2},
+    )
+    prepare(config, no_start)
+    tune(config, say_nothing, no_start)
+    folder = RunFolder.of(config).model
+    assert not (folder / "model.safetensors").exists()
+    base = AutoModelForCausalLM.from_pretrained(base_folder)
+    ids = torch.tensor([[5, 6, 7, 8]])
+    plain = base(ids).logits
+    adapted = PeftModel.from_pretrained(base, str(folder))(ids).logits
+    assert not torch.allclose(plain, adapted, atol=1e-3)
+    torch.testing.assert_close(load_for_inference(folder)(ids).logits, adapted, rtol=1e-4, atol=1e-4)
