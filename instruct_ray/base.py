@@ -2,7 +2,9 @@
 
 import hashlib
 import importlib.util
+import io
 import json
+from contextlib import redirect_stderr
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -74,9 +76,11 @@ def _dequantize(gguf: Path, folder: Path) -> None:
     """GGUF -> bfloat16 safetensors: the precision that published checkpoints come in."""
     source, name = str(gguf.parent), gguf.name
     tokenizer = AutoTokenizer.from_pretrained(source, gguf_file=name)
-    model = AutoModelForCausalLM.from_pretrained(
-        source, gguf_file=name, quantization_config=GgufConfig(dequantize=True), dtype=torch.bfloat16
-    )
+    # transformers draws a progress bar here that no setting of it turns off.
+    with redirect_stderr(io.StringIO()):
+        model = AutoModelForCausalLM.from_pretrained(
+            source, gguf_file=name, quantization_config=GgufConfig(dequantize=True), dtype=torch.bfloat16
+        )
     # The weights are plain now; a left-over entry would make every later load treat them as quantized.
     model.config.__dict__.pop("quantization_config", None)
     model.save_pretrained(folder)

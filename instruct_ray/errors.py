@@ -18,8 +18,8 @@ class InputError(ValueError):
 
 @contextmanager
 def exit_codes() -> Iterator[None]:
-    """Turn what ends a program into exit codes: 2 bad input (one line), 1 failed (with traceback), 130 and 143 stopped."""
-    signal.signal(signal.SIGTERM, _terminate)
+    """What ends a program -> its exit code: 2 bad input (one line), 1 failed (traceback), 130 and 143 stopped."""
+    unwind_on_sigterm()
     try:
         yield
     except InputError as error:
@@ -30,7 +30,12 @@ def exit_codes() -> Iterator[None]:
         sys.exit(EXIT_INTERRUPTED)
 
 
+def unwind_on_sigterm() -> None:
+    """Let SIGTERM end the program like an exception, so that everything is closed. Ray takes the signal over when it
+    starts: call this again after."""
+    signal.signal(signal.SIGTERM, _terminate)
+
+
 def _terminate(number: int, frame: FrameType | None) -> None:
-    """Unwind, so that everything is closed as on any other end."""
     print("terminated; the same command continues", file=sys.stderr, flush=True)
     sys.exit(EXIT_TERMINATED)

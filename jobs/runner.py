@@ -12,7 +12,7 @@ import torch
 from transformers.utils import logging as hf_logging
 
 from instruct_ray.config import Config, load
-from instruct_ray.errors import exit_codes
+from instruct_ray.errors import exit_codes, unwind_on_sigterm
 
 # Fewer cores than training workers plus data tasks would leave Ray Data waiting for a CPU for ever.
 MIN_LOCAL_CPUS = 4
@@ -56,3 +56,4 @@ def connect() -> None:
     else:
         ray.init(num_cpus=max(MIN_LOCAL_CPUS, os.cpu_count() or 1), include_dashboard=False, **options)
     ray.data.DataContext.get_current().enable_progress_bars = False
+    unwind_on_sigterm()

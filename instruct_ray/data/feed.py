@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pyarrow as pa
 import ray.data
+from ray.data import TaskPoolStrategy
 
 from instruct_ray.data.dataset import SCHEMA, PackedDataset
 from instruct_ray.data.packing import Pack, empty_pack
@@ -33,7 +34,7 @@ def stream(path: Path, plan: Plan, start_step: int, rank: int, world_size: int) 
     context.enable_progress_bars = False
     num_blocks = -(-len(items) // PACKS_PER_BLOCK)
     packs = ray.data.from_items(items, override_num_blocks=num_blocks).map_batches(
-        fetch, batch_size=None, batch_format="pyarrow", num_cpus=FETCH_CPUS
+        fetch, batch_size=None, batch_format="pyarrow", num_cpus=FETCH_CPUS, compute=TaskPoolStrategy(size=1)
     )
     for batch in packs.iter_batches(batch_size=1, batch_format="pyarrow", prefetch_batches=2):
         yield from batch.to_pylist()

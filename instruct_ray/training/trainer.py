@@ -15,13 +15,17 @@ from instruct_ray import base, run
 from instruct_ray.base import Base
 from instruct_ray.config import Config
 from instruct_ray.data import prepare
-from instruct_ray.data.contract import Contract
+from instruct_ray.data.contract import Contract, make_renderer
 from instruct_ray.data.dataset import PackedDataset
 from instruct_ray.data.plan import Plan, make_plan
+from instruct_ray.errors import InputError
 from instruct_ray.tracking import TrackedRun
 from instruct_ray.training.loop import TrainJob, train_loop_per_worker
 from instruct_ray.training.model import check_trainable
 from instruct_ray.worker_env import compute_env
+
+# What decides the weights.
+SECTIONS = ("run", "data", "model", "train")
 
 
 @dataclass(frozen=True)
@@ -48,11 +52,13 @@ def tune(config: Config, status: Callable[[str], None], start_ray: Callable[[], 
         RuntimeError: training failed more than `train.max_failures` times.
     """
     dataset = prepare.find(config)
-    folder = run.pin(config, "run", "data", "model", "train")
+    folder = run.RunFolder.of(config)
     if (folder.model / run.MODEL_RECORD).is_file():
+        run.pin(config, *SECTIONS)
         return Tuned(folder.model, already_done=True)
     model = base.resolve(config)
     check_trainable(model.folder)
+    _check_contract(config, dataset, model)
     weights = folder.path / ".weights"
     plan = plan_of(config, dataset)
     job = TrainJob(
@@ -64,6 +70,7 @@ def tune(config: Config, status: Callable[[str], None], start_ray: Callable[[], 
         lora=config.model.lora,
         train=config.train,
     )
+    run.pin(config, *SECTIONS)
     start_ray()
     tracked = _tracked_run(config, folder, status)
     outcome = "FAILED"
@@ -77,6 +84,14 @@ def tune(config: Config, status: Callable[[str], None], start_ray: Callable[[], 
         tracked.finish(outcome)
     _assemble(config, folder, weights, model, tracked.id, plan)
     return Tuned(folder.model, already_done=False)
+
+
+def _check_contract(config: Config, dataset: PackedDataset, model: Base) -> None:
+    """The base must render as it did when the packs were made."""
+    found = make_renderer(model.folder, config.data.system_prompt).contract.digest
+    expected = dataset.manifest["contract_digest"]
+    if found != expected:
+        raise InputError(f"{dataset.path} follows contract {expected[:12]}, {model.name} now {found[:12]}; prepare again")
 
 
 def _tracked_run(config: Config, folder: run.RunFolder, status: Callable[[str], None]) -> TrackedRun:

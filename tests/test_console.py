@@ -1,0 +1,26 @@
+"""Never silence, never a flood."""
+
+import time
+
+import pytest
+
+from instruct_ray import console
+
+
+def test_a_log_gets_a_line_now_and_then(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(console, "SILENCE_SECONDS", 0.1)
+    with console.Status("tune") as status:
+        time.sleep(0.15)
+        for step in range(1000):
+            status(f"step {step} [of] many")
+        time.sleep(0.2)
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].startswith("tune: starting (")
+    assert lines[-1].startswith("tune: step 999 [of] many (")
+    assert len(lines) <= 5
+
+
+def test_an_exception_ends_it(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(RuntimeError), console.Status("tune"):
+        raise RuntimeError
+    assert capsys.readouterr().out == ""

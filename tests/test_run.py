@@ -1,0 +1,54 @@
+"""The folder of a run: pinned sections, and nothing half written."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from instruct_ray.config import Config
+from instruct_ray.errors import InputError
+from instruct_ray.run import complete_folder, pin, write_json, write_text
+
+
+def test_later_arrows_must_agree_with_earlier_ones(make_config: Callable[..., Config]) -> None:
+    pin(make_config(), "run", "data")
+    pin(make_config(), "run", "data", "train")
+    pin(make_config(train={"epochs": 9}), "run", "data")
+    with pytest.raises(InputError, match=r"train\.epochs was 1, now 9"):
+        pin(make_config(train={"epochs": 9}), "run", "train")
+    with pytest.raises(InputError, match=r"data\.pack_tokens was 128, now 64; run\.seed was 0, now 1"):
+        pin(make_config(data={"pack_tokens": 64}, run={"seed": 1}), "run", "data")
+
+
+def test_how_a_run_is_carried_out_may_change(make_config: Callable[..., Config]) -> None:
+    pin(make_config(), "run", "train")
+    pin(make_config(train={"num_workers": 8, "max_failures": 0}), "run", "train")
+
+
+def test_an_added_adapter_is_a_change(make_config: Callable[..., Config]) -> None:
+    pin(make_config(), "model")
+    with pytest.raises(InputError, match=r"model\.lora was None, now {'rank': 16"):
+        pin(make_config(model={"lora": {}}), "model")
+
+
+def test_a_folder_appears_whole_or_not_at_all(tmp_path: Path) -> None:
+    target = tmp_path / "target"
+    with pytest.raises(RuntimeError, match="killed"), complete_folder(target) as unfinished:
+        (unfinished / "file").touch()
+        raise RuntimeError("killed")
+    assert list(tmp_path.iterdir()) == []
+    with complete_folder(target) as unfinished:
+        (unfinished / "file").touch()
+        assert not target.exists()
+    assert [path.name for path in tmp_path.rglob("*")] == ["target", "file"]
+
+
+def test_a_file_is_replaced_at_once(tmp_path: Path) -> None:
+    path = tmp_path / "new" / "file.json"
+    write_text(path, "old")
+    with pytest.raises(TypeError):
+        write_json(path, {"not": object()})
+    assert path.read_text() == "old"
+    write_json(path, {"é": 1})
+    assert path.read_text() == '{\n  "é": 1\n}\n'
+    assert list(path.parent.iterdir()) == [path]
