@@ -14,7 +14,6 @@ from pathlib import Path
 import ray
 from langchain_core.prompts import PromptTemplate
 from langchain_openai import ChatOpenAI
-from ray import serve as ray_serve
 from rich.console import Console
 
 from instruct_ray import base
@@ -51,9 +50,7 @@ def main() -> None:
         try:
             summary = tell(config)
         finally:
-            if ray.is_initialized():
-                ray_serve.shutdown()
-                ray.shutdown()
+            ray.shutdown()
         write_json(arguments.out / "summary.json", summary)
         console.print(f"\nsummary -> {arguments.out / 'summary.json'}", markup=False)
 

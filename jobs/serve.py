@@ -23,7 +23,7 @@ def main(config: Config) -> None:
     if not os.environ.get("RAY_ADDRESS"):
         print("stop it with Ctrl-C")
         signal.sigwait({signal.SIGINT, signal.SIGTERM})
-        serve.shutdown()
+        serve.delete(config.registry.name)
 
 
 def start(config: Config, status: Status) -> str:

@@ -1,5 +1,6 @@
 """Base and tuned model -> evidence: the frozen held-out rows answered by every arm, with the engine that will serve."""
 
+import itertools
 import json
 import statistics
 from collections.abc import Callable, Sequence
@@ -63,7 +64,12 @@ def evaluate(config: Config, status: Callable[[str], None], start_ray: Callable[
     rows = [Triple(**json.loads(line)) for line in folder.test.read_text().split("\n") if line]
     arms = make_arms(renderer, base.resolve(config).folder, folder.model, rows, choose_examples(config))
     start_ray()
-    results = {arm.name: _answer(arm, renderer, rows, config, status) for arm in arms}
+    results: dict[str, dict[str, Any]] = {}
+    for model_folder, group in itertools.groupby(arms, key=lambda arm: arm.folder):
+        status("loading")
+        engine = start_engine(model_folder, renderer.contract, config.serving)
+        results |= {arm.name: _answer(arm, engine, renderer, rows, config, status) for arm in group}
+        ray.kill(engine)
 
     folder.evidence.parent.mkdir(exist_ok=True)
     run.write_text(folder.evidence.with_name("answers.jsonl"), _answer_lines(rows, results))
@@ -82,10 +88,8 @@ def evaluate(config: Config, status: Callable[[str], None], start_ray: Callable[
 
 
 def _answer(
-    arm: Arm, renderer: Renderer, rows: Sequence[Triple], config: Config, status: Callable[[str], None]
+    arm: Arm, engine: Any, renderer: Renderer, rows: Sequence[Triple], config: Config, status: Callable[[str], None]
 ) -> dict[str, Any]:
-    status(f"{arm.name}: loading")
-    engine = start_engine(arm.folder, renderer.contract, config.serving)
     sampling = Sampling(config.evidence.max_new_tokens)
     # Like lengths together: less padding in a batch.
     order = sorted(range(len(rows)), key=lambda index: len(arm.prompts[index]))
@@ -101,7 +105,6 @@ def _answer(
         _, seconds = ray.get(engine.answer.remote([prompt], sampling))
         latencies.append(seconds)
         status(f"{arm.name}: latency, {len(latencies)} of {config.evidence.num_latency_rows} requests")
-    ray.kill(engine)
     exact = [is_exact(answer, row.output) for answer, row in zip(answers, rows, strict=True)]
     found = [is_found(answer, row.output) for answer, row in zip(answers, rows, strict=True)]
     return {

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import GenerationConfig
+from transformers import DynamicCache, GenerationConfig
 from transformers.generation import BaseStreamer, StoppingCriteria, StoppingCriteriaList
 
 from instruct_ray.data.contract import Contract
@@ -20,6 +20,7 @@ from instruct_ray.inference.loading import load_for_inference
 logger = logging.getLogger(__name__)
 # How long the first request of a batch waits for company.
 GATHER_SECONDS = 0.005
+MIN_SHARED_PREFIX = 16
 
 
 class TransformersEngine:
@@ -80,9 +81,12 @@ class TransformersEngine:
     @torch.inference_mode()
     def _answer(self, batch: Sequence[Request], deliveries: "_Deliveries") -> None:
         pad, stop = self._contract.pad_token_id, self._contract.stop_token_id
-        longest = max(len(request.prompt_ids) for request in batch)
-        padded = [[pad] * (longest - len(request.prompt_ids)) + list(request.prompt_ids) for request in batch]
-        mask = [[0] * (longest - len(request.prompt_ids)) + [1] * len(request.prompt_ids) for request in batch]
+        prompts = [list(request.prompt_ids) for request in batch]
+        num_shared = shared_prefix(prompts)
+        longest = max(map(len, prompts))
+        # The padding stands between what all share and the rest, so that the shared part is computed once for all.
+        padded = [ids[:num_shared] + [pad] * (longest - len(ids)) + ids[num_shared:] for ids in prompts]
+        mask = [[1] * num_shared + [0] * (longest - len(ids)) + [1] * (len(ids) - num_shared) for ids in prompts]
         sampling = batch[0].sampling
         if sampling.seed is not None:
             torch.manual_seed(sampling.seed)
@@ -99,9 +103,30 @@ class TransformersEngine:
                 pad_token_id=pad,
                 **settings,
             ),
+            past_key_values=self._prefix_cache(prompts[0][:num_shared], len(batch)),
             streamer=deliveries,
             stopping_criteria=StoppingCriteriaList([_Finished(deliveries)]),
         )
+
+    def _prefix_cache(self, prefix: list[int], batch_size: int) -> DynamicCache | None:
+        """Keys and values of a prefix, computed once and repeated for every row of the batch."""
+        if not prefix:
+            return None
+        cache = DynamicCache(config=self._model.config)
+        ids = torch.tensor([prefix], device=self._model.device)
+        self._model(ids, past_key_values=cache, use_cache=True, logits_to_keep=1)
+        cache.batch_repeat_interleave(batch_size)
+        return cache
+
+
+def shared_prefix(prompts: Sequence[list[int]]) -> int:
+    """Tokens that all prompts begin with; 0 if that is not worth a pass of its own. Each keeps a token for itself."""
+    if len(prompts) == 1:
+        return 0
+    shortest = min(map(len, prompts)) - 1
+    first, last = min(prompts), max(prompts)
+    length = next((i for i in range(shortest) if first[i] != last[i]), shortest)
+    return length if length >= MIN_SHARED_PREFIX else 0
 
 
 def _may_share(request: Request, other: Request) -> bool:

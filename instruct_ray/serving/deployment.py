@@ -18,12 +18,24 @@ from instruct_ray.serving.text import TextStream
 
 
 @dataclass(frozen=True)
-class Piece:
-    """What a replica sends while it answers: text, and with the last piece why it ended and the token counts."""
+class Refusal:
+    """Why a chat is not answered."""
 
+    status: int
+    message: str
+    param: str
+    code: str
+
+
+@dataclass(frozen=True)
+class Piece:
+    """What a replica sends while it answers: first what it serves or why it refuses, then text, last why it ended and
+    the token counts."""
+
+    info: ModelInfo | None = None
+    refusal: Refusal | None = None
     text: str = ""
     finish_reason: FinishReason | None = None
-    refusal: str | None = None
     prompt_tokens: int = 0
     completion_tokens: int = 0
 
@@ -71,18 +83,12 @@ class ModelReplica:
             raise RuntimeError("the engine's thread has died")
 
     async def chat(self, request: ChatRequest) -> AsyncIterator[Piece]:
-        """Answer piece by piece. A chat that can't be answered yields one piece with its refusal."""
-        try:
-            prompt_ids = self._renderer.prompt([message.as_message() for message in request.messages])
-        except InputError as error:
-            yield Piece(refusal=f"messages: {error}")
+        """Answer piece by piece; a chat that can't be answered yields one piece with its refusal."""
+        prompt_ids = self._prompt(request)
+        if isinstance(prompt_ids, Refusal):
+            yield Piece(refusal=prompt_ids)
             return
-        room = self._info.max_context - len(prompt_ids)
-        if room < (request.num_requested or 1):
-            yield Piece(
-                refusal=f"the model reads {self._info.max_context} tokens; the prompt alone has {len(prompt_ids)}"
-            )
-            return
+        yield Piece(info=self._info)
         text = TextStream(self._renderer.tokenizer.backend_tokenizer, request.stop_strings)
         events: asyncio.Queue[int | FinishReason] = asyncio.Queue()
         loop = asyncio.get_running_loop()
@@ -90,7 +96,8 @@ class ModelReplica:
         def put(event: int | FinishReason) -> None:
             loop.call_soon_threadsafe(events.put_nowait, event)
 
-        answer = Request(prompt_ids, request.sampling(min(room, self._max_new_tokens)), on_token=put, on_finish=put)
+        limit = min(self._info.max_context - len(prompt_ids), self._max_new_tokens)
+        answer = Request(prompt_ids, request.sampling(limit), on_token=put, on_finish=put)
         self._engine.submit(answer)
         num_tokens = 0
         try:
@@ -98,11 +105,28 @@ class ModelReplica:
                 num_tokens += 1
                 piece = text.push(event)
                 if piece:
-                    yield Piece(piece)
+                    yield Piece(text=piece)
                 if text.stopped:
                     event = "stop"
                     break
         finally:
             # The client left, or a stop string came: the engine need not go on.
             answer.cancelled.set()
-        yield Piece(text.flush(), event, prompt_tokens=len(prompt_ids), completion_tokens=num_tokens)
+        yield Piece(text=text.flush(), finish_reason=event, prompt_tokens=len(prompt_ids), completion_tokens=num_tokens)
+
+    def _prompt(self, request: ChatRequest) -> list[int] | Refusal:
+        """The tokens that the answer follows, or why there is none."""
+        if request.model not in self._info.ids:
+            message = f"no model {request.model!r} here; use one of {', '.join(self._info.ids)}"
+            return Refusal(404, message, "model", "model_not_found")
+        try:
+            prompt_ids = self._renderer.prompt([message.as_message() for message in request.messages])
+        except InputError as error:
+            return Refusal(400, str(error), "messages", "invalid_messages")
+        room, wanted = self._info.max_context - len(prompt_ids), request.num_requested or 1
+        if wanted > room:
+            message = (
+                f"the model reads {self._info.max_context} tokens; the prompt has {len(prompt_ids)}, {wanted} to come"
+            )
+            return Refusal(400, message, "messages", "context_length_exceeded")
+        return prompt_ids

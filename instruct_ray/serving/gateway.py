@@ -15,6 +15,7 @@ from instruct_ray.serving.deployment import Piece
 from instruct_ray.serving.schema import ChatRequest, ChunkMaker, ModelInfo, completion_body, error_body
 
 RETRY_AFTER_SECONDS = 1
+ANSWERED = ("stop", "length")
 SERVER_ERROR = error_body("the engine failed on this request", kind="server_error")
 
 api = FastAPI(title="instruct_ray", docs_url=None, redoc_url=None)
@@ -43,46 +44,47 @@ class Gateway:
     async def model(self, model_id: str) -> JSONResponse:
         """One of them."""
         info = await self._info()
-        return JSONResponse(info.card(model_id)) if model_id in info.ids else _unknown_model(model_id, info)
+        if model_id not in info.ids:
+            return JSONResponse(error_body(f"no model {model_id!r} here", param="model", code="model_not_found"), 404)
+        return JSONResponse(info.card(model_id))
 
     @api.post("/v1/chat/completions", response_model=None)
     async def chat(self, request: ChatRequest) -> JSONResponse | StreamingResponse:
         """Answer a chat, whole or as a stream of events."""
-        info = await self._info()
-        if request.model not in info.ids:
-            return _unknown_model(request.model, info)
         pieces = self._stream.chat.remote(request)
-        # Before the status line is sent: an overload or a refusal must not look like success.
-        first: Piece = await anext(pieces)
-        if first.refusal is not None:
-            return JSONResponse(error_body(first.refusal, code="context_length_exceeded"), 400)
+        # Before the status line is sent: neither an overload nor a refusal may look like success.
+        try:
+            head: Piece = await anext(pieces)
+        except BackPressureError:
+            return _overloaded()
+        if head.refusal is not None:
+            return JSONResponse(
+                error_body(head.refusal.message, param=head.refusal.param, code=head.refusal.code), head.refusal.status
+            )
+        assert head.info is not None
         if request.stream:
-            return StreamingResponse(_events(request, info, first, pieces), media_type="text/event-stream")
-        text, last = first.text, first
-        async for last in pieces if first.finish_reason is None else _nothing():
+            return StreamingResponse(_events(request, head.info, pieces), media_type="text/event-stream")
+        text, last = "", head
+        async for last in pieces:
             text += last.text
-        if last.finish_reason not in ("stop", "length"):
+        if last.finish_reason not in ANSWERED:
             return JSONResponse(SERVER_ERROR, 500)
-        return JSONResponse(completion_body(request, info, text, last.finish_reason, last.usage))
+        return JSONResponse(completion_body(request, head.info, text, last.finish_reason, last.usage))
 
     async def _info(self) -> ModelInfo:
         info: ModelInfo = await self._replica.info.remote()
         return info
 
 
-async def _events(
-    request: ChatRequest, info: ModelInfo, first: Piece, pieces: AsyncIterator[Piece]
-) -> AsyncIterator[str]:
+async def _events(request: ChatRequest, info: ModelInfo, pieces: AsyncIterator[Piece]) -> AsyncIterator[str]:
     """Server-sent events; a failure ends in an error event and no [DONE]."""
     chunks = ChunkMaker(request, info)
     yield _event(chunks.delta({"role": "assistant", "content": ""}))
-    last = first
-    if first.text:
-        yield _event(chunks.delta({"content": first.text}))
-    async for last in pieces if first.finish_reason is None else _nothing():
+    last = Piece()
+    async for last in pieces:
         if last.text:
             yield _event(chunks.delta({"content": last.text}))
-    if last.finish_reason not in ("stop", "length"):
+    if last.finish_reason not in ANSWERED:
         yield _event(SERVER_ERROR)
         return
     yield _event(chunks.delta({}, last.finish_reason))
@@ -91,18 +93,13 @@ async def _events(
     yield "data: [DONE]\n\n"
 
 
-async def _nothing() -> AsyncIterator[Piece]:
-    return
-    yield
-
-
 def _event(body: dict[str, Any]) -> str:
     return f"data: {json.dumps(body, ensure_ascii=False)}\n\n"
 
 
-def _unknown_model(model_id: str, info: ModelInfo) -> JSONResponse:
-    message = f"no model {model_id!r} here; use one of {', '.join(info.ids)}"
-    return JSONResponse(error_body(message, param="model", code="model_not_found"), 404)
+def _overloaded() -> JSONResponse:
+    body = error_body("too many requests are waiting; try again", kind="rate_limit_error", code="overloaded")
+    return JSONResponse(body, 429, headers={"Retry-After": str(RETRY_AFTER_SECONDS)})
 
 
 @api.exception_handler(RequestValidationError)
@@ -118,9 +115,3 @@ async def _on_bad_request(request: Request, error: RequestValidationError) -> JS
 async def _on_http_error(request: Request, error: HTTPException) -> JSONResponse:
     message = f"{request.method} {request.url.path}: {error.detail}"
     return JSONResponse(error_body(message), error.status_code)
-
-
-@api.exception_handler(BackPressureError)
-async def _on_overload(request: Request, error: BackPressureError) -> JSONResponse:
-    body = error_body("too many requests are waiting; try again", kind="rate_limit_error", code="overloaded")
-    return JSONResponse(body, 429, headers={"Retry-After": str(RETRY_AFTER_SECONDS)})

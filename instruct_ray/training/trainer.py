@@ -91,7 +91,9 @@ def _check_contract(config: Config, dataset: PackedDataset, model: Base) -> None
     found = make_renderer(model.folder, config.data.system_prompt).contract.digest
     expected = dataset.manifest["contract_digest"]
     if found != expected:
-        raise InputError(f"{dataset.path} follows contract {expected[:12]}, {model.name} now {found[:12]}; prepare again")
+        raise InputError(
+            f"{dataset.path} follows contract {expected[:12]}, {model.name} now {found[:12]}; prepare again"
+        )
 
 
 def _tracked_run(config: Config, folder: run.RunFolder, status: Callable[[str], None]) -> TrackedRun:

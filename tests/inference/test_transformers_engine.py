@@ -10,7 +10,7 @@ from transformers import AutoModelForCausalLM
 
 from instruct_ray.data.contract import make_renderer
 from instruct_ray.inference.engine import Completion, FinishReason, Request, Sampling, complete
-from instruct_ray.inference.transformers_engine import TransformersEngine
+from instruct_ray.inference.transformers_engine import TransformersEngine, shared_prefix
 
 PROMPTS = [[5, 6, 7], [9, 10, 11, 12, 13], [20], [21, 22, 23, 24]]
 
@@ -37,6 +37,23 @@ def test_answers_equal_plain_greedy_decoding(engine: TransformersEngine, base_fo
     stop = make_renderer(base_folder, None).contract.stop_token_id
     answers = complete(engine, PROMPTS, Sampling(6))
     assert [answer.token_ids for answer in answers] == [plain(base_folder, prompt, 6, stop) for prompt in PROMPTS]
+
+
+def test_a_shared_prefix_changes_no_answer(engine: TransformersEngine, base_folder: Path) -> None:
+    stop = make_renderer(base_folder, None).contract.stop_token_id
+    prefix = list(range(5, 29))
+    prompts = [[*prefix, *rest] for rest in ([30], [31, 32, 33], [34, 35])]
+    assert shared_prefix(prompts) == len(prefix)
+    answers = complete(engine, prompts, Sampling(6))
+    assert [answer.token_ids for answer in answers] == [plain(base_folder, prompt, 6, stop) for prompt in prompts]
+
+
+@pytest.mark.parametrize(
+    ("prompts", "length"),
+    [([[1] * 30], 0), ([[1] * 30, [1] * 30], 29), ([[1] * 5, [1] * 9], 0), ([[1] * 20 + [2], [1] * 20 + [3]], 20)],
+)
+def test_a_prefix_leaves_every_prompt_a_token(prompts: list[list[int]], length: int) -> None:
+    assert shared_prefix(prompts) == length
 
 
 def test_the_stop_token_ends_an_answer_and_is_no_part_of_it(base_folder: Path) -> None:
