@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import clip_grad_norm_
 
 from instruct_ray.config import TrainConfig
 
@@ -19,7 +20,7 @@ def deepspeed_config(train: TrainConfig, packs_per_rank: int, world_size: int) -
         "train_micro_batch_size_per_gpu": 1,
         "gradient_accumulation_steps": packs_per_rank,
         "train_batch_size": packs_per_rank * world_size,
-        "gradient_clipping": train.max_grad_norm,
+        "gradient_clipping": 0.0 if _is_plain(train) else train.max_grad_norm,
         "bf16": {"enabled": train.precision == "bf16"},
         "zero_optimization": {
             "stage": train.zero_stage,
@@ -34,11 +35,18 @@ def deepspeed_config(train: TrainConfig, packs_per_rank: int, world_size: int) -
     }
 
 
+def _is_plain(train: TrainConfig) -> bool:
+    """Neither sharded nor mixed precision: DeepSpeed clips such gradients but keeps their norm to itself."""
+    return train.zero_stage == 0 and train.precision == "fp32"
+
+
 class ZeroEngine:
     """A model and its optimizer, sharded over the ranks by DeepSpeed."""
 
     def __init__(self, train: TrainConfig, packs_per_rank: int, world_size: int, load: Callable[[], nn.Module]) -> None:
         deepspeed = _import_deepspeed(train.use_gpu)
+        # On the process group that Ray made; ZeRO-3 needs it while the model is built.
+        deepspeed.init_distributed()
         config = deepspeed_config(train, packs_per_rank, world_size)
         if train.zero_stage == 3:
             # Kept while the model is built (it is found by weak reference), so that no rank ever holds all of it.
@@ -51,6 +59,8 @@ class ZeroEngine:
         optimizer = torch.optim.AdamW(trainable, lr=train.learning_rate, weight_decay=train.weight_decay, fused=True)
         self.engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=config)
         self.world_size = world_size
+        self._is_plain, self._max_grad_norm = _is_plain(train), train.max_grad_norm
+        self._plain_norm = torch.tensor(0.0)
         self.device: torch.device = self.engine.device
 
     @property
@@ -68,6 +78,8 @@ class ZeroEngine:
 
     def step(self, learning_rate: float) -> None:
         """Count one micro-batch; the last one of a step updates the weights."""
+        if self._is_plain and self.engine.is_gradient_accumulation_boundary():
+            self._plain_norm = clip_grad_norm_(self.engine.module.parameters(), self._max_grad_norm)
         for group in self.engine.optimizer.param_groups:
             group["lr"] = learning_rate
         self.engine.step()
@@ -75,7 +87,7 @@ class ZeroEngine:
     @property
     def grad_norm(self) -> float:
         """Norm of the last step's gradient over all parameters and ranks, before clipping."""
-        return float(self.engine.get_global_grad_norm())
+        return float(self._plain_norm if self._is_plain else self.engine.get_global_grad_norm())
 
     def save(self, folder: Path, tag: str, step: int) -> None:
         """Write this rank's shards to a folder of its own; all ranks call it."""
