@@ -2,7 +2,6 @@
 
 import os
 import shutil
-import signal
 import socket
 import subprocess
 import sys
@@ -13,6 +12,7 @@ import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import psutil
 import pytest
 import yaml
 
@@ -53,7 +53,8 @@ def dashboard(environment: dict[str, str]) -> Iterator[str]:
         assert time.monotonic() < deadline, "the dashboard did not come up"
         time.sleep(0.5)
     yield address
-    head.send_signal(signal.SIGTERM)
+    for process in psutil.Process(head.pid).children(recursive=True):
+        process.kill()
     head.wait(timeout=60)
     shutil.rmtree(folder, ignore_errors=True)
 
@@ -75,7 +76,7 @@ def submit(
 ) -> Callable[..., subprocess.CompletedProcess[str]]:
     """Submit a job as README says and wait for its end."""
     path = tmp_path / "config.yaml"
-    path.write_text(yaml.safe_dump(make_config().model_dump(mode="json")))
+    path.write_text(yaml.safe_dump(make_config(model={"lora": {"rank": 4}}).model_dump(mode="json")))
 
     def run(job: str, *overrides: str) -> subprocess.CompletedProcess[str]:
         command = [BIN / "ray", "job", "submit", "--address", dashboard, "--working-dir", ROOT, "--"]
@@ -92,7 +93,7 @@ def test_jobs_succeed(
         done = submit(job)
         assert done.returncode == 0, done.stdout + done.stderr
         assert "succeeded" in done.stdout
-    assert (RunFolder.of(make_config()).model / "model.safetensors").is_file()
+    assert (RunFolder.of(make_config()).model / "adapter_model.safetensors").is_file()
 
 
 def test_a_failing_config_shows_why_in_its_last_line(submit: Callable[..., subprocess.CompletedProcess[str]]) -> None:

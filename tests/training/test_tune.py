@@ -150,11 +150,10 @@ def test_zero_3_on_three_ranks_equals_zero_0_on_one(make_config: Callable[..., C
     assert losses[0] == pytest.approx(losses[1], rel=1e-4)
 
 
-@pytest.mark.parametrize("stage", [2, 3])
-def test_adapters_are_trained_and_live(make_config: Callable[..., Config], base_folder: Path, stage: int) -> None:
+def test_adapters_are_trained_and_live(make_config: Callable[..., Config], base_folder: Path) -> None:
     config = make_config(
         model={"lora": {"rank": 4, "alpha": 8}},
-        train={**STEPS, "epochs": 2, "zero_stage": stage, "learning_rate": 1e-2},
+        train={**STEPS, "epochs": 2, "zero_stage": 3, "learning_rate": 1e-2},
     )
     prepare(config, no_start)
     tune(config, say_nothing, no_start)
