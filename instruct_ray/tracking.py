@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from instruct_ray.config import Config
+from instruct_ray.errors import InputError
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -19,7 +20,22 @@ POLL_SECONDS = 0.5
 
 def tracking_uri(config: Config) -> str:
     """Where runs and versions are kept: `registry.uri`, or a SQLite file beside the runs."""
-    return config.registry.uri or f"sqlite:///{config.run.storage}/mlflow.db"
+    return config.registry.uri or f"sqlite:///{_local_database(config)}"
+
+
+def existing_registry(config: Config) -> str:
+    """As `tracking_uri`, for those that only read: no database is made.
+
+    Raises:
+        InputError: nothing was ever registered there.
+    """
+    if config.registry.uri is None and not _local_database(config).is_file():
+        raise InputError(f"nothing is registered under {config.run.storage}; run `python -m jobs.register` first")
+    return tracking_uri(config)
+
+
+def _local_database(config: Config) -> Path:
+    return config.run.storage / "mlflow.db"
 
 
 def connect(uri: str) -> "MlflowClient":

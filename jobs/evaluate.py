@@ -2,7 +2,6 @@
 
 from instruct_ray.config import Config
 from instruct_ray.console import Status
-from instruct_ray.evidence.evaluate import evaluate
 from instruct_ray.run import RunFolder
 from jobs import runner
 
@@ -10,6 +9,9 @@ from jobs import runner
 def main(config: Config) -> None:
     """Compare the tuned model of a run with its base."""
     with Status("evaluate") as status:
+        status("loading libraries")
+        from instruct_ray.evidence.evaluate import evaluate  # noqa: PLC0415  (seconds: here it is not silent)
+
         evidence = evaluate(config, status, runner.connect)
     print("already evaluated" if evidence.already_done else f"evaluated on {evidence.values['num_test']} held-out rows")
     for name, arm in evidence.values["arms"].items():

@@ -2,20 +2,23 @@
 
 from instruct_ray.config import Config
 from instruct_ray.console import Status
-from instruct_ray.data.prepare import prepare
 from jobs import runner
 
 
 def main(config: Config) -> None:
     """Prepare the packs of a run."""
     with Status("prepare") as status:
-        status(f"{len(config.data.sources)} source(s)")
+        status("loading libraries")
+        from instruct_ray.data.prepare import prepare  # noqa: PLC0415  (seconds: here it is not silent)
+
+        status(f"reading {len(config.data.sources)} source(s)")
         prepared = prepare(config, runner.connect)
     m = prepared.dataset.manifest
     verb = "already prepared" if prepared.already_done else "prepared"
+    print(f"{verb}: {m['num_train']} rows to train on in {m['num_packs']} packs, {m['num_test']} held out")
     print(
-        f"{verb}: {m['num_train']} rows to train on in {m['num_packs']} packs, {m['num_test']} held out; "
-        f"{m['num_computed_tokens']:,} tokens, {m['num_trained_tokens']:,} trained -> {prepared.dataset.path}"
+        f"{m['num_tokens']:,} tokens in the rows, {m['num_computed_tokens']:,} to compute, "
+        f"{m['num_trained_tokens']:,} trained -> {prepared.dataset.path}"
     )
 
 

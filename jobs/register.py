@@ -2,7 +2,6 @@
 
 from instruct_ray.config import Config
 from instruct_ray.console import Status
-from instruct_ray.registry.register import register
 from instruct_ray.tracking import tracking_uri
 from jobs import runner
 
@@ -10,6 +9,9 @@ from jobs import runner
 def main(config: Config) -> None:
     """Register the tuned model of a run."""
     with Status("register") as status:
+        status("loading libraries")
+        from instruct_ray.registry.register import register  # noqa: PLC0415  (seconds: here it is not silent)
+
         version, already_done = register(config, status)
     verb = "already registered" if already_done else "registered"
     print(f"{verb}: models:/{version.name}/{version.number}, alias {config.registry.alias}")

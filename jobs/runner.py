@@ -6,11 +6,6 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
-import ray
-import ray.data
-import torch
-from transformers.utils import logging as hf_logging
-
 from instruct_ray.config import Config, load
 from instruct_ray.errors import exit_codes, unwind_on_sigterm
 
@@ -30,17 +25,16 @@ def run(job: Callable[[Config], None], description: str | None) -> None:
         try:
             job(config)
         finally:
-            ray.shutdown()
+            disconnect()
 
 
 def quiet() -> None:
-    """Silence what is known to be harmless in this process, at its source."""
-    hf_logging.disable_progress_bar()
-    if not torch.cuda.is_available():
-        # Otherwise DeepSpeed, which transformers imports to save a model, warns that it found no GPU.
-        os.environ["DS_ACCELERATOR"] = "cpu"
+    """Silence what is known to be harmless in this process, at its source; before the libraries are imported."""
+    os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
     for name in ("ray", "ray.data", "ray.serve", "ray.train"):
         logging.getLogger(name).setLevel(logging.ERROR)
+    # It sets its own level, and warns where there is no GPU.
+    logging.getLogger("DeepSpeed").addFilter(lambda record: record.levelno >= logging.ERROR)
 
 
 def connect() -> None:
@@ -48,6 +42,8 @@ def connect() -> None:
 
     Called by a job once its input is known to be good.
     """
+    import ray.data  # noqa: PLC0415  (seconds: a bad config is answered before)
+
     if ray.is_initialized():
         return
     options = {"log_to_driver": False, "logging_level": logging.ERROR}
@@ -57,3 +53,10 @@ def connect() -> None:
         ray.init(num_cpus=max(MIN_LOCAL_CPUS, os.cpu_count() or 1), include_dashboard=False, **options)
     ray.data.DataContext.get_current().enable_progress_bars = False
     unwind_on_sigterm()
+
+
+def disconnect() -> None:
+    """Leave the cluster, or stop the one that `connect` started."""
+    import ray  # noqa: PLC0415  (see connect)
+
+    ray.shutdown()

@@ -3,15 +3,13 @@
 import os
 import signal
 import socket
-
-from ray import serve
+import threading
 
 from instruct_ray.config import Config
 from instruct_ray.console import Status
 from instruct_ray.errors import InputError
 from instruct_ray.registry.versions import Registry
-from instruct_ray.serving.app import AppArgs, build_app
-from instruct_ray.tracking import tracking_uri
+from instruct_ray.tracking import existing_registry, tracking_uri
 from jobs import runner
 
 
@@ -22,8 +20,17 @@ def main(config: Config) -> None:
     print(f"serving models:/{config.registry.name}@{config.registry.alias} at {url} (model={config.registry.name})")
     if not os.environ.get("RAY_ADDRESS"):
         print("stop it with Ctrl-C")
-        signal.sigwait({signal.SIGINT, signal.SIGTERM})
+        _wait_for_stop()
+        from ray import serve  # noqa: PLC0415  (see start)
+
         serve.delete(config.registry.name)
+
+
+def _wait_for_stop() -> None:
+    stopped = threading.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: stopped.set())
+    stopped.wait()
 
 
 def start(config: Config, status: Status) -> str:
@@ -32,9 +39,14 @@ def start(config: Config, status: Status) -> str:
     Raises:
         InputError: nothing is registered under the alias, or the port is taken.
     """
+    status("loading libraries")
+    from ray import serve  # noqa: PLC0415  (seconds: here they are not silent)
+
+    from instruct_ray.serving.app import AppArgs, build_app  # noqa: PLC0415
+
     args = AppArgs(registry=config.registry.model_copy(update={"uri": tracking_uri(config)}), serving=config.serving)
     status("looking up the version")
-    Registry(tracking_uri(config)).resolve(f"models:/{config.registry.name}@{config.registry.alias}")
+    Registry(existing_registry(config)).resolve(f"models:/{config.registry.name}@{config.registry.alias}")
     if not os.environ.get("RAY_ADDRESS"):
         _check_port(config.serving.host, config.serving.port)
     runner.connect()

@@ -74,8 +74,8 @@ def test_a_base_that_is_not_there(refusal: Callable[..., str]) -> None:
 def test_an_arrow_without_its_predecessor(
     refusal: Callable[..., str], job: object, before: str, tmp_path: Path
 ) -> None:
-    (tmp_path / "runs").mkdir()
     assert f"python -m {before}" in refusal(job)
+    assert not (tmp_path / "runs").exists()
 
 
 def test_the_program_itself_exits_with_2(config_file: Path) -> None:

@@ -1,0 +1,168 @@
+"""What the demo tells: the jobs in order, and one question before and after."""
+
+import json
+import os
+import shlex
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import ray
+from langchain_core.prompts import PromptTemplate
+from langchain_openai import ChatOpenAI
+from rich.console import Console
+
+from instruct_ray import base
+from instruct_ray.config import Config
+from instruct_ray.console import Status
+from instruct_ray.data.contract import load_renderer
+from instruct_ray.evidence.evaluate import load_evidence
+from instruct_ray.inference.actor import start_engine
+from instruct_ray.inference.engine import Sampling
+from instruct_ray.run import RunFolder
+from jobs import evaluate, prepare, register, runner, serve, tune
+
+INCIDENT = "Database is down"
+TEMPLATE = "Classify severity: {incident}"
+PROMPT = TEMPLATE.format(incident=INCIDENT)
+MAX_TOKENS = 40
+
+console = Console(highlight=False, soft_wrap=True)
+
+
+def tell(config: Config, path: Path) -> dict[str, object]:
+    """Run the jobs in order, ask the base and the endpoint the same question, and stop all that was started.
+
+    Returns what `summary.json` holds; `path` is the config file, named in the commands to go on with.
+    """
+    try:
+        return _tell(config, path)
+    finally:
+        runner.disconnect()
+
+
+def _tell(config: Config, path: Path) -> dict[str, object]:
+    seconds: dict[str, float] = {}
+    for job in (prepare, tune, evaluate, register):
+        name = job.__name__.removeprefix("jobs.")
+        _heading(f"{name}: {(job.__doc__ or '').split('    ')[0]}")
+        seconds[name] = _timed(lambda job=job: job.main(config))  # type: ignore[misc]
+
+    _heading("before: what the base model answers")
+    with Status("base") as status:
+        before = _ask_base(config, status)
+    _show_answer(PROMPT, before)
+
+    _heading("serve: version -> endpoint")
+    with Status("serve") as status:
+        began = time.perf_counter()
+        base_url = serve.start(config, status)
+        seconds["serve"] = round(time.perf_counter() - began, 1)
+    console.print(base_url)
+
+    _heading("after: the tuned model, asked through LangChain and curl")
+    llm = ChatOpenAI(
+        model=config.registry.name, base_url=base_url, api_key="none", temperature=0, max_tokens=MAX_TOKENS
+    )
+    after = _ask_with_curl(config, base_url)
+    langchain_answer = str(llm.invoke(PROMPT).content)
+    console.print("ChatOpenAI(base_url=…).invoke(…).content", style="dim")
+    _show_answer(PROMPT, langchain_answer)
+    chain = PromptTemplate.from_template(TEMPLATE) | llm
+    chain_answer = str(chain.invoke({"incident": INCIDENT}).content)
+    console.print("(PromptTemplate | llm).invoke(…).content", style="dim")
+    _show_answer(PROMPT, chain_answer)
+    _show_evidence(config)
+    _show_next_commands(config, path)
+    return {
+        "prompt": PROMPT,
+        "before": before,
+        "after": after,
+        **_evidence_summary(config),
+        "seconds": seconds,
+        "model": config.registry.name,
+        "version": json.loads(RunFolder.of(config).version.read_text())["version"],
+        "alias": config.registry.alias,
+        "base_url": base_url,
+        "langchain_answer": langchain_answer,
+        "chain_answer": chain_answer,
+    }
+
+
+def _ask_base(config: Config, status: Callable[[str], None]) -> str:
+    status("loading")
+    renderer = load_renderer(RunFolder.of(config).model)
+    engine = start_engine(base.resolve(config).folder, renderer.contract, config.serving)
+    prompt = renderer.prompt([{"role": "user", "content": PROMPT}])
+    completions, _ = ray.get(engine.answer.remote([prompt], Sampling(MAX_TOKENS)))
+    ray.kill(engine)
+    return str(renderer.tokenizer.decode(completions[0].token_ids, skip_special_tokens=True))
+
+
+def _ask_with_curl(config: Config, base_url: str) -> str:
+    message = {"role": "user", "content": PROMPT}
+    body = json.dumps({"model": config.registry.name, "temperature": 0, "messages": [message]})
+    command = ["curl", "-s", f"{base_url}/chat/completions", "-H", "Content-Type: application/json", "-d", body]
+    console.print(shlex.join(command), style="dim")
+    if shutil.which("curl") is None:
+        command = [sys.executable, "-c", _POST, f"{base_url}/chat/completions", body]
+    output = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    answer = str(json.loads(output)["choices"][0]["message"]["content"])
+    _show_answer(PROMPT, answer)
+    return answer
+
+
+# The same request where there is no curl.
+_POST = """
+import sys, urllib.request
+request = urllib.request.Request(sys.argv[1], sys.argv[2].encode(), {"Content-Type": "application/json"})
+print(urllib.request.urlopen(request).read().decode())
+"""
+
+
+def _evidence_summary(config: Config) -> dict[str, object]:
+    evidence = load_evidence(config)
+    arms = evidence["arms"]
+    return {
+        "accuracy": {name: round(arm["accuracy"], 4) for name, arm in arms.items()},
+        "label_found": {name: round(arm["label_found"], 4) for name, arm in arms.items()},
+        "prompt_tokens": {name: round(arm["prompt_tokens"], 1) for name, arm in arms.items()},
+        "num_test": evidence["num_test"],
+    }
+
+
+def _show_evidence(config: Config) -> None:
+    evidence = load_evidence(config)
+    _heading(f"was it worth it? {evidence['num_test']} held-out reports")
+    for name, arm in evidence["arms"].items():
+        bar = "█" * round(40 * arm["accuracy"])
+        console.print(f"{name:<10} {bar:<40} {arm['accuracy']:.1%} right, {arm['prompt_tokens']:.0f} prompt tokens")
+
+
+def _show_next_commands(config: Config, path: Path) -> None:
+    _heading("go on")
+    relative = os.path.relpath(path)
+    overrides = f"--config {relative} run.storage={config.run.storage}"
+    console.print(f"serve it           .venv/bin/python -m jobs.serve {overrides}", markup=False)
+    console.print(f"browse versions    {register.browse_command(config)}", markup=False)
+    console.print(
+        "tune your own      .venv/bin/python -m jobs.prepare --config my.yaml   (then tune, evaluate, register)"
+    )
+
+
+def _show_answer(prompt: str, answer: str) -> None:
+    console.print(f"  > {prompt}", markup=False)
+    console.print(f"  {answer.strip()}\n", markup=False, style="bold")
+
+
+def _heading(text: str) -> None:
+    console.print(f"\n── {text}", style="bold cyan")
+
+
+def _timed(job: Callable[[], None]) -> float:
+    began = time.perf_counter()
+    job()
+    return round(time.perf_counter() - began, 1)
