@@ -31,8 +31,6 @@ def run(job: Callable[[Config], None], description: str | None) -> None:
 def quiet() -> None:
     """Silence what is known to be harmless in this process, at its source; before the libraries are imported."""
     os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
-    for name in ("ray", "ray.data", "ray.serve", "ray.train"):
-        logging.getLogger(name).setLevel(logging.ERROR)
     # It sets its own level, and warns where there is no GPU.
     logging.getLogger("DeepSpeed").addFilter(lambda record: record.levelno >= logging.ERROR)
 
@@ -44,6 +42,9 @@ def connect() -> None:
     """
     import ray.data  # noqa: PLC0415  (seconds: a bad config is answered before)
 
+    # Each sets its own level when it is imported, which is now behind us.
+    for name in ("ray", "ray.data", "ray.serve", "ray.train"):
+        logging.getLogger(name).setLevel(logging.ERROR)
     if ray.is_initialized():
         return
     options = {"log_to_driver": False, "logging_level": logging.ERROR}

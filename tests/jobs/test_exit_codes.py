@@ -35,7 +35,7 @@ def refusal(
         monkeypatch.setattr(runner, "connect", start_ray)
         monkeypatch.setattr(sys, "argv", ["job", "--config", str(config), *overrides])
         with pytest.raises(SystemExit) as stopped:
-            runner.run(job.main, job.__doc__)  # type: ignore[attr-defined]
+            runner.run(job.main, job.__doc__)
         assert stopped.value.code == 2
         said = capsys.readouterr().err
         assert said.count("\n") == 1

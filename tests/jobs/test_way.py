@@ -78,8 +78,8 @@ def test_the_evidence_counts_every_arm(config: Config) -> None:
 
 @pytest.mark.parametrize("job", [prepare, tune, evaluate, register])
 def test_a_finished_arrow_asked_again_says_so(config: Config, capsys: pytest.CaptureFixture[str], job: object) -> None:
-    job.main(config)  # type: ignore[attr-defined]
-    assert capsys.readouterr().out.splitlines()[-3:][0].startswith(("already", "register: ", "  ")) or True
+    job.main(config)
+    assert "already " in capsys.readouterr().out
 
 
 def test_the_version_tells_where_it_comes_from(config: Config) -> None:
@@ -114,10 +114,10 @@ def test_the_run_is_in_mlflow_with_its_metrics(config: Config) -> None:
 
 def test_the_client_gets_the_answer_of_the_tuned_model(config: Config, endpoint: openai.OpenAI) -> None:
     messages = [{"role": "user", "content": "How bad is it?\n\nthe shop is down"}]
-    reply = endpoint.chat.completions.create(model="tiny", messages=messages, temperature=0, max_tokens=8)  # type: ignore[call-overload]
+    reply = endpoint.chat.completions.create(model="tiny", messages=messages, temperature=0, max_tokens=8)
     renderer = load_renderer(RunFolder.of(config).model)
     engine = TransformersEngine(RunFolder.of(config).model, renderer.contract, 1)
-    prompt = renderer.prompt(messages)  # type: ignore[arg-type]
+    prompt = renderer.prompt(messages)
     [expected] = complete(engine, [prompt], Sampling(8))
     engine.close()
     assert reply.choices[0].message.content == renderer.tokenizer.decode(expected.token_ids)
@@ -128,8 +128,8 @@ def test_the_client_gets_the_answer_of_the_tuned_model(config: Config, endpoint:
 
 def test_a_stream_is_the_same_answer_in_pieces(endpoint: openai.OpenAI) -> None:
     request = {"model": "tiny@champion", "temperature": 0, "messages": [{"role": "user", "content": "hello"}]}
-    whole = endpoint.chat.completions.create(**request)  # type: ignore[call-overload]
-    chunks = list(endpoint.chat.completions.create(**request, stream=True, stream_options={"include_usage": True}))  # type: ignore[call-overload]
+    whole = endpoint.chat.completions.create(**request)
+    chunks = list(endpoint.chat.completions.create(**request, stream=True, stream_options={"include_usage": True}))
     text = "".join(chunk.choices[0].delta.content or "" for chunk in chunks if chunk.choices)
     assert text == whole.choices[0].message.content
     assert chunks[0].choices[0].delta.role == "assistant"
@@ -144,7 +144,7 @@ def test_concurrent_requests_get_their_own_answers(endpoint: openai.OpenAI, conf
             endpoint.chat.completions.create(model="tiny", messages=messages, temperature=0, max_tokens=6)
             .choices[0]
             .message.content
-        )  # type: ignore[call-overload]
+        )
 
     texts = [f"report {number} is slow" for number in range(4)]
     alone = [ask(text) for text in texts]
@@ -153,7 +153,7 @@ def test_concurrent_requests_get_their_own_answers(endpoint: openai.OpenAI, conf
 
 
 def test_langchain_is_answered(endpoint: openai.OpenAI) -> None:
-    llm = ChatOpenAI(model="tiny", base_url=URL, api_key="none", temperature=0, max_tokens=4)  # type: ignore[call-arg, arg-type]
+    llm = ChatOpenAI(model="tiny", base_url=URL, api_key="none", temperature=0, max_tokens=4)
     chain = PromptTemplate.from_template("Rate: {report}") | llm
     assert chain.invoke({"report": "x"}).content == llm.invoke("Rate: x").content
     assert "".join(str(chunk.content) for chunk in llm.stream("Rate: x")) == llm.invoke("Rate: x").content

@@ -1,0 +1,46 @@
+"""The demo's data is what its page says."""
+
+import json
+from collections import Counter
+from pathlib import Path
+from statistics import fmean
+
+import pytest
+
+from instruct_ray import base
+from instruct_ray.config import load
+from instruct_ray.data.contract import make_renderer
+from instruct_ray.data.triples import Triple, parse, read_rows
+
+ROOT = Path(__file__).parents[2]
+PROMPT = ("classify severity", "database is down")
+
+
+@pytest.fixture(scope="module")
+def rows() -> list[Triple]:
+    return [parse(row, str(number)) for number, row in read_rows(ROOT / "jobs" / "data" / "incidents.jsonl")]
+
+
+def test_they_are_many_balanced_and_each_its_own(rows: list[Triple]) -> None:
+    assert len(rows) >= 600
+    counts = Counter(row.output for row in rows)
+    assert set(counts) == {"High", "Medium", "Low"}
+    assert max(counts.values()) - min(counts.values()) < 0.02 * len(rows)
+    assert len({row.id for row in rows}) == len({row.split_key for row in rows}) == len(rows)
+    assert len({row.instruction for row in rows if row.input}) >= 10
+
+
+def test_the_demos_prompt_is_in_none(rows: list[Triple]) -> None:
+    for row in rows:
+        text = json.dumps([row.instruction, row.input]).casefold()
+        assert not any(part in text for part in PROMPT), row.id
+
+
+def test_rendered_rows_are_short(rows: list[Triple], tmp_path: Path) -> None:
+    config = load(ROOT / "jobs" / "configs" / "incidents.yaml", [f"run.storage={tmp_path}"])
+    renderer = make_renderer(base.resolve(config).folder, None)
+    lengths = [
+        len(renderer.prompt(renderer.messages(row.instruction, row.input))) + len(renderer.completion(row.output))
+        for row in rows
+    ]
+    assert fmean(lengths) <= 80
