@@ -82,17 +82,13 @@ class RunFolder:
         return self.path / "version.json"
 
 
-def pin(config: Config, *sections: str) -> RunFolder:
-    """Tie a run to these config sections: the first arrow that uses one records it, later arrows must agree.
+def check_pinned(config: Config, *sections: str) -> None:
+    """Refuse config sections that differ from what an earlier arrow of the run pinned.
 
     Raises:
-        InputError: a recorded section differs; names the keys with both values.
+        InputError: names the keys with both values.
     """
-    folder = RunFolder.of(config)
-    record = folder.path / "config.json"
-    pinned: dict[str, Any] = json.loads(record.read_text()) if record.exists() else {}
-    current = config.model_dump(mode="json", include=set(sections))
-    current.get("run", {}).pop("storage", None)
+    pinned, current = _pinned(config), _current(config, sections)
     changed = [
         f"{key} was {_leaf(pinned, key)!r}, now {_leaf(current, key)!r}"
         for section in sorted(current.keys() & pinned.keys())
@@ -104,9 +100,33 @@ def pin(config: Config, *sections: str) -> RunFolder:
             f"run {config.run.name} in {config.run.storage} was made with another config ({'; '.join(changed)}); "
             "take another run.name or the old values"
         )
-    folder.path.mkdir(parents=True, exist_ok=True)
-    write_json(record, pinned | current)
-    return folder
+
+
+def pin(config: Config, *sections: str) -> None:
+    """Tie a run to these config sections, once something is made of them.
+
+    Raises:
+        InputError: as `check_pinned`.
+    """
+    check_pinned(config, *sections)
+    write_json(_record(config), _pinned(config) | _current(config, sections))
+
+
+def _record(config: Config) -> Path:
+    return RunFolder.of(config).path / "config.json"
+
+
+def _pinned(config: Config) -> dict[str, Any]:
+    record = _record(config)
+    values: dict[str, Any] = json.loads(record.read_text()) if record.is_file() else {}
+    return values
+
+
+def _current(config: Config, sections: tuple[str, ...]) -> dict[str, Any]:
+    values = config.model_dump(mode="json", include=set(sections))
+    # A run that is moved as a whole is the same run.
+    values.get("run", {}).pop("storage", None)
+    return values
 
 
 def _differences(key: str, old: Any, new: Any) -> Iterator[str]:

@@ -22,6 +22,8 @@ from instruct_ray.errors import InputError
 
 # Rows that are sorted and packed together: bounds a task's memory and is counted from the data, never from the CPUs.
 ROWS_PER_SHARD = 50_000
+# What decides the packs.
+SECTIONS = ("run", "data", "model")
 # Raised when the same rows would be packed otherwise.
 PACKING_VERSION = 1
 
@@ -41,10 +43,15 @@ def find(config: Config) -> PackedDataset:
         InputError: the run has none yet.
     """
     folder = run.RunFolder.of(config)
-    finished = sorted(folder.packs.glob(f"*/{MANIFEST}"))
+    finished = _finished(folder)
     if not finished:
         raise InputError(f"{folder.packs}: no prepared packs; run `python -m jobs.prepare` with this config first")
-    return PackedDataset.open(finished[0].parent)
+    return PackedDataset.open(finished[0])
+
+
+def _finished(folder: run.RunFolder) -> list[Path]:
+    """Complete folders of packs; what a killed run left behind has a name that begins with a dot."""
+    return sorted(manifest.parent for manifest in folder.packs.glob(f"[!.]*/{MANIFEST}"))
 
 
 def check_unchanged(config: Config) -> None:
@@ -85,13 +92,14 @@ def prepare(config: Config, start_ray: Callable[[], None]) -> Prepared:
     """
     check_sources(config.data.sources)
     renderer = make_renderer(base.resolve(config).folder, config.data.system_prompt)
-    folder = run.pin(config, "run", "data", "model")
+    folder = run.RunFolder.of(config)
+    run.check_pinned(config, *SECTIONS)
     sources = source_digests(config)
     digest = plan_digest(config, renderer.contract, sources)
     target = folder.packs / digest[:16]
     if (target / MANIFEST).is_file():
         return Prepared(PackedDataset.open(target), already_done=True)
-    if folder.packs.is_dir():
+    if _finished(folder):
         raise InputError(f"{folder.packs} was made from other source files or another base; take another run.name")
 
     start_ray()
@@ -106,6 +114,7 @@ def prepare(config: Config, start_ray: Callable[[], None]) -> Prepared:
             f"data.test_fraction={config.data.test_fraction}: no row is {side}; give more rows or change it"
         )
 
+    run.pin(config, *SECTIONS)
     with run.complete_folder(target) as unfinished:
         counts = _write_packs(train, num_train, config, unfinished)
         _write_test_rows(test, folder.test)

@@ -20,6 +20,8 @@ from instruct_ray.evidence.metrics import is_exact, is_found, share
 from instruct_ray.inference.actor import start_engine
 from instruct_ray.inference.engine import Sampling
 
+# What decides the evidence.
+SECTIONS = ("run", "data", "model", "train", "evidence")
 # Prompts sent to the engine at once: a few batches, so that progress shows.
 CHUNK = 32
 
@@ -56,7 +58,7 @@ def evaluate(config: Config, status: Callable[[str], None], start_ray: Callable[
     folder = run.RunFolder.of(config)
     if not (folder.model / "contract.json").is_file():
         raise InputError(f"{folder.model}: no tuned model; run `python -m jobs.tune` with this config first")
-    run.pin(config, "run", "data", "model", "train", "evidence")
+    run.check_pinned(config, *SECTIONS)
     if folder.evidence.is_file():
         return Evidence(load_evidence(config), already_done=True)
     check_unchanged(config)
@@ -71,6 +73,7 @@ def evaluate(config: Config, status: Callable[[str], None], start_ray: Callable[
         results |= {arm.name: _answer(arm, engine, renderer, rows, config, status) for arm in group}
         ray.kill(engine)
 
+    run.pin(config, *SECTIONS)
     folder.evidence.parent.mkdir(exist_ok=True)
     run.write_text(folder.evidence.with_name("answers.jsonl"), _answer_lines(rows, results))
     values = {

@@ -10,6 +10,9 @@ from instruct_ray.evidence.evaluate import load_evidence
 from instruct_ray.registry.versions import Registry, Version
 from instruct_ray.tracking import experiment_id, tracking_uri
 
+# What decides the version.
+SECTIONS = ("run", "data", "model", "train", "evidence", "registry")
+
 
 def register(config: Config, status: Callable[[str], None]) -> tuple[Version, bool]:
     """Register the tuned model of a run and point the alias to it; the second value tells if that was done before.
@@ -19,7 +22,7 @@ def register(config: Config, status: Callable[[str], None]) -> tuple[Version, bo
     """
     folder = run.RunFolder.of(config)
     evidence = load_evidence(config)
-    run.pin(config, "run", "data", "model", "train", "evidence", "registry")
+    run.check_pinned(config, *SECTIONS)
     record = json.loads((folder.model / run.MODEL_RECORD).read_text())
     status("opening the registry")
     registry = Registry(tracking_uri(config))
@@ -34,6 +37,7 @@ def register(config: Config, status: Callable[[str], None]) -> tuple[Version, bo
         registry.client.create_registered_model(name)
     number = _create_version(registry, name, model_id, record["mlflow_run_id"], _tags(record, config))
     registry.promote(name, config.registry.alias, number)
+    run.pin(config, *SECTIONS)
     run.write_json(folder.version, {"name": name, "version": number})
     return registry.get(name, number), False
 

@@ -1,7 +1,6 @@
 """A registry version -> a replica that answers chats."""
 
 import asyncio
-import shutil
 import tempfile
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
@@ -53,10 +52,11 @@ class ModelReplica:
         assert registry.uri is not None, "build_app checks it"
         versions = Registry(registry.uri)
         version = versions.resolve(f"models:/{registry.name}@{registry.alias}")
-        self._files = Path(tempfile.mkdtemp(prefix=f"{version.name}-{version.number}-"))
-        folder = versions.download(version, self._files)
-        self._renderer = load_renderer(folder)
-        self._engine = TransformersEngine(folder, self._renderer.contract, serving.max_batch_size)
+        # The model lives in memory: a replica that is killed leaves no copy on disk.
+        with tempfile.TemporaryDirectory() as target:
+            folder = versions.download(version, Path(target))
+            self._renderer = load_renderer(folder)
+            self._engine = TransformersEngine(folder, self._renderer.contract, serving.max_batch_size)
         self._max_new_tokens = serving.max_new_tokens
         self._info = ModelInfo(
             name=version.name,
@@ -65,9 +65,6 @@ class ModelReplica:
             contract_digest=self._renderer.contract.digest,
             max_context=self._engine.max_context,
         )
-
-    def __del__(self) -> None:
-        shutil.rmtree(self._files, ignore_errors=True)
 
     def info(self) -> ModelInfo:
         """What this replica serves."""

@@ -54,7 +54,7 @@ def tune(config: Config, status: Callable[[str], None], start_ray: Callable[[], 
     dataset = prepare.find(config)
     folder = run.RunFolder.of(config)
     if (folder.model / run.MODEL_RECORD).is_file():
-        run.pin(config, *SECTIONS)
+        run.check_pinned(config, *SECTIONS)
         return Tuned(folder.model, already_done=True)
     model = base.resolve(config)
     check_trainable(model.folder)

@@ -81,9 +81,15 @@ def test_bad_rows_are_named_and_nothing_is_left(
     config = make_config(data={"sources": [path]})
     with pytest.raises(InputError, match=message):
         prepare(config, no_start)
-    folder = RunFolder.of(config)
-    assert not folder.test.exists()
-    assert not folder.packs.exists() or not list(folder.packs.iterdir())
+    assert not RunFolder.of(config).path.exists()
+
+
+def test_what_a_killed_run_left_behind_is_not_used(make_config: Callable[..., Config]) -> None:
+    config = make_config()
+    (RunFolder.of(config).packs / ".half.made").mkdir(parents=True)
+    (RunFolder.of(config).packs / ".half.made" / "manifest.json").write_text("{}")
+    assert not prepare(config, no_start).already_done
+    assert prepare(config, no_start).dataset.num_train > 0
 
 
 def test_the_feed_streams_the_plan_from_any_step(make_config: Callable[..., Config]) -> None:
