@@ -47,7 +47,9 @@ def _create_version(registry: Registry, name: str, model_id: str, run_id: str, t
     left_behind = registry.client.search_model_versions(f"name = '{name}' and run_id = '{run_id}'")
     if left_behind:
         return str(left_behind[0].version)
-    created = registry.client.create_model_version(name, source=f"models:/{model_id}", run_id=run_id, tags=tags)
+    created = registry.client.create_model_version(
+        name, source=f"models:/{model_id}", run_id=run_id, tags=tags, model_id=model_id
+    )
     return str(created.version)
 
 

@@ -1,0 +1,78 @@
+"""Registering over HTTP, with a real MLflow server."""
+
+import json
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+from instruct_ray import run
+from instruct_ray.config import Config
+from instruct_ray.registry.register import register
+from instruct_ray.registry.versions import Registry
+from instruct_ray.tracking import TrackedRun
+from tests.fakes import say_nothing
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[str]:
+    """An MLflow server that proxies artifacts; yields its URI."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
+    command += [
+        "--backend-store-uri",
+        f"sqlite:///{tmp_path}/server.db",
+        "--artifacts-destination",
+        str(tmp_path / "art"),
+    ]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    uri = f"http://127.0.0.1:{port}"
+    deadline = time.monotonic() + 120
+    while not answers(f"{uri}/health"):
+        assert process.poll() is None, "the server ended"
+        assert time.monotonic() < deadline, "the server did not come up"
+        time.sleep(0.5)
+    yield uri
+    for child in psutil.Process(process.pid).children(recursive=True):
+        child.kill()
+    process.kill()
+    process.wait()
+
+
+def answers(url: str) -> bool:
+    try:
+        with urllib.request.urlopen(url, timeout=5) as response:
+            return bool(response.status == 200)
+    except (urllib.error.URLError, OSError):
+        return False
+
+
+def test_a_run_becomes_a_version_on_a_server(server: str, make_config: Callable[..., Config], tmp_path: Path) -> None:
+    config = make_config(registry={"uri": server})
+    folder = run.RunFolder.of(config)
+    run.write_text(folder.metrics, json.dumps({"step": 1, "loss": 2.5}) + "\n")
+    tracked = TrackedRun(config, None, folder.metrics, lambda record: None)
+    tracked.start()
+    tracked.finish("FINISHED")
+    names = ("base", "base_digest", "packs_digest", "contract_digest")
+    run.write_json(folder.model / run.MODEL_RECORD, dict.fromkeys(names, "x") | {"mlflow_run_id": tracked.id})
+    run.write_text(folder.model / "model.safetensors", "weights")
+    run.write_json(folder.evidence, {"arms": {"tuned": {"accuracy": 0.9}}})
+
+    version, already_done = register(config, say_nothing)
+    assert (version.number, already_done) == ("1", False)
+    registry = Registry(server)
+    files = registry.download(registry.resolve("models:/tiny@champion"), tmp_path / "downloaded")
+    assert (files / "model.safetensors").read_text() == "weights"
+    assert (files / "evidence.json").is_file()
+    metrics = registry.client.get_run(tracked.id).data.metrics
+    assert metrics == {"loss": 2.5, "tuned.accuracy": 0.9}
