@@ -1,12 +1,11 @@
 """Registered versions and their aliases: name and alias -> files. No pickle, no MLflow flavour."""
 
-import json
 import re
 from dataclasses import dataclass
 from pathlib import Path
 
+from instruct_ray.data.contract import Contract
 from instruct_ray.errors import InputError
-from instruct_ray.run import MODEL_RECORD
 from instruct_ray.tracking import connect
 
 PREVIOUS = "previous"
@@ -101,7 +100,7 @@ class Registry:
         from mlflow.artifacts import download_artifacts  # noqa: PLC0415  (see tracking.connect)
 
         folder = Path(download_artifacts(f"models:/{version.name}/{version.number}", dst_path=str(target)))
-        found = json.loads((folder / MODEL_RECORD).read_text())["contract_digest"]
+        found = Contract.load(folder / "contract.json").digest
         expected = version.tags["contract_digest"]
         if found != expected:
             raise InputError(

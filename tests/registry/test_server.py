@@ -15,6 +15,8 @@ import pytest
 
 from instruct_ray import run
 from instruct_ray.config import Config
+from instruct_ray.data.contract import make_renderer
+from instruct_ray.errors import InputError
 from instruct_ray.registry.register import register
 from instruct_ray.registry.versions import Registry
 from instruct_ray.tracking import TrackedRun
@@ -56,15 +58,20 @@ def answers(url: str) -> bool:
         return False
 
 
-def test_a_run_becomes_a_version_on_a_server(server: str, make_config: Callable[..., Config], tmp_path: Path) -> None:
+def test_a_run_becomes_a_version_on_a_server(
+    server: str, make_config: Callable[..., Config], base_folder: Path, tmp_path: Path
+) -> None:
     config = make_config(registry={"uri": server})
     folder = run.RunFolder.of(config)
     run.write_text(folder.metrics, json.dumps({"step": 1, "loss": 2.5}) + "\n")
     tracked = TrackedRun(config, None, folder.metrics, lambda record: None)
     tracked.start()
     tracked.finish("FINISHED")
-    names = ("base", "base_digest", "packs_digest", "contract_digest")
-    run.write_json(folder.model / run.MODEL_RECORD, dict.fromkeys(names, "x") | {"mlflow_run_id": tracked.id})
+    names = ("base", "base_digest", "packs_digest")
+    contract = make_renderer(base_folder, None).contract
+    contract.save(folder.model / "contract.json")
+    ids = {"mlflow_run_id": tracked.id, "contract_digest": contract.digest}
+    run.write_json(folder.model / run.MODEL_RECORD, dict.fromkeys(names, "x") | ids)
     run.write_text(folder.model / "model.safetensors", "weights")
     run.write_json(folder.evidence, {"arms": {"tuned": {"accuracy": 0.9}}})
 
@@ -76,3 +83,11 @@ def test_a_run_becomes_a_version_on_a_server(server: str, make_config: Callable[
     assert (files / "evidence.json").is_file()
     metrics = registry.client.get_run(tracked.id).data.metrics
     assert metrics == {"loss": 2.5, "tuned.accuracy": 0.9}
+
+    make_renderer(base_folder, "another system prompt").contract.save(folder.model / "contract.json")
+    registry.client.log_model_artifact(
+        registry.client.get_model_version("tiny", "1").source.removeprefix("models:/"),
+        str(folder.model / "contract.json"),
+    )
+    with pytest.raises(InputError, match="files follow contract"):
+        registry.download(registry.resolve("models:/tiny/1"), tmp_path / "swapped")
