@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, ValidationError
-from pydantic.functional_validators import AfterValidator
+from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, ValidationError, field_validator
+from pydantic.functional_validators import AfterValidator, BeforeValidator
 
 from instruct_ray.errors import InputError
 
@@ -18,6 +18,7 @@ def _absolute(path: Path) -> Path:
     return path.expanduser().absolute()
 
 
+ColumnName = Literal["id", "instruction", "input", "output", "system", "history", "messages", "conversations"]
 # Ray workers change their working directory, so paths are made absolute once, here.
 AbsolutePath = Annotated[Path, AfterValidator(_absolute)]
 
@@ -61,19 +62,59 @@ class ModelConfig(Section):
     """Adapters to train; null trains all weights."""
 
 
+def _is_uri(path: str) -> bool:
+    return "://" in path or path.startswith("hub:")
+
+
+class SourceConfig(Section):
+    """Where rows come from, and what they look like; a plain string in `data.sources` is its `path`."""
+
+    path: str = Field(min_length=1)
+    """A file (`.jsonl`, `.json`, `.csv`, `.parquet`, each also `.gz` or `.zst`), a folder or glob of such files, a
+    folder that `datasets` saved, `hub:NAME` for a hub data set, or the same on an object store (`s3://…`, `gs://…`)."""
+    format: Literal["auto", "triples", "messages", "sharegpt"] = "auto"
+    """What a row is; `auto` decides by its columns."""
+    columns: dict[ColumnName, str] = {}
+    """Names of the source's columns, where they are not ours: `{instruction: question, output: answer}`."""
+    weight: PositiveFloat = 1.0
+    """Copies of each training row: 2.5 trains every row twice and half of them a third time, chosen by the seed."""
+    split: str = "train"
+    """Split of a data set of `datasets`."""
+    subset: str | None = None
+    """Named configuration of a hub data set."""
+
+    @field_validator("path")
+    @classmethod
+    def _absolute_path(cls, path: str) -> str:
+        return path if _is_uri(path) else str(Path(path).expanduser().absolute())
+
+
+def _as_source(value: object) -> object:
+    return {"path": str(value)} if isinstance(value, str | Path) else value
+
+
 class DataConfig(Section):
     """Triples and how they become packs."""
 
-    sources: tuple[AbsolutePath, ...] = Field(min_length=1)
-    """Files of triples: `.jsonl`, or `.json` holding one array."""
+    sources: tuple[Annotated[SourceConfig, BeforeValidator(_as_source)], ...] = Field(min_length=1)
+    """Where the rows come from: paths, or `{path, format, columns, weight, …}`."""
     test_fraction: float = Field(default=0.1, gt=0, lt=1)
     """Share of the rows held out for evidence, chosen by a hash of the input."""
     system_prompt: str | None = None
     """System message of every prompt, in training and serving; null leaves it to the base's chat template."""
     max_tokens: PositiveInt = 2048
-    """Longest example, in tokens; a longer row is refused by name."""
+    """Longest row, in tokens."""
+    too_long: Literal["drop", "cut"] = "drop"
+    """What happens to a longer row: it is left out, or its input is cut at the end; the answer never is. Counted."""
     pack_tokens: PositiveInt = 2048
     """Tokens of one pack: what one forward pass computes."""
+    max_bad_fraction: float = Field(default=0.01, ge=0, lt=1)
+    """Share of rows that may be unusable and are set aside; more stops the preparation and shows why."""
+    max_row_bytes: PositiveInt = 8 * 1024 * 1024
+    """Longest line or field of a source, in bytes; a longer one is set aside unread."""
+    near_duplicates: float | None = Field(default=0.8, gt=0, lt=1)
+    """Training rows whose input resembles a held-out one this much (Jaccard similarity of its 5-character pieces) are
+    left out, so that the evidence is not about rows seen in training; null does not look for them."""
 
 
 class TrainConfig(Section):
@@ -214,9 +255,17 @@ def _explain(location: tuple[int | str, ...], message: str, kind: str) -> str:
 
 
 def _siblings(location: tuple[int | str, ...]) -> list[str]:
-    section: Any = Config
+    section: type[Section] = Config
     for part in location[:-1]:
-        field = section.model_fields[part]
-        options = (field.annotation, *get_args(field.annotation))
-        section = next(option for option in options if isinstance(option, type) and issubclass(option, Section))
+        # A number is a place in a list, whose annotation already led to the section of its entries.
+        if isinstance(part, str):
+            section = _section_in(section.model_fields[part].annotation)
     return list(section.model_fields)
+
+
+def _section_in(annotation: Any) -> type[Section]:
+    """The section that an annotation such as `tuple[Annotated[Section, …], ...]` or `Section | None` holds."""
+    if isinstance(annotation, type) and issubclass(annotation, Section):
+        return annotation
+    found = [_section_in(option) for option in get_args(annotation) if get_args(option) or isinstance(option, type)]
+    return next((section for section in found if section is not Section), Section)

@@ -5,7 +5,7 @@ import os
 import shutil
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -163,6 +163,7 @@ def write_text(path: Path, text: str) -> None:
 def complete_folder(path: Path) -> Iterator[Path]:
     """Yield a temporary folder that becomes `path` when the block ends well and vanishes when it does not."""
     temporary = _temporary(path)
+    new_parents = [parent for parent in path.parents if not parent.exists()]
     temporary.mkdir(parents=True)
     try:
         yield temporary
@@ -170,6 +171,10 @@ def complete_folder(path: Path) -> Iterator[Path]:
         temporary.replace(path)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+        with suppress(OSError):
+            for parent in new_parents:
+                # Only an empty one goes: nothing was made in it.
+                parent.rmdir()
 
 
 def _temporary(path: Path) -> Path:

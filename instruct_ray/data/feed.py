@@ -2,39 +2,57 @@
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import ray.data
 from ray.data import TaskPoolStrategy
 
-from instruct_ray.data.dataset import SCHEMA, PackedDataset
+from instruct_ray.data.dataset import PackedDataset, from_table, packs_per_row_group, to_table
 from instruct_ray.data.packing import Pack, empty_pack
 from instruct_ray.data.plan import Plan
 
-PACKS_PER_BLOCK = 32
-NO_PACK = -1
+# A task fetches this many row groups of each lane: the two at its ends are read in part, and by the next task again.
+ROW_GROUPS_PER_TASK = 4
 # Fetching packs is light: a fraction of a CPU, so that training workers can't starve it by holding the others.
 FETCH_CPUS = 0.1
 
 
-def stream(path: Path, plan: Plan, start_step: int, rank: int, world_size: int) -> Iterator[Pack]:
-    """Yield a rank's packs in the order of the plan, read ahead of the training step by Ray Data tasks."""
-    indices = [NO_PACK if index is None else index for index in plan.stream(start_step, rank, world_size)]
-    if not indices:
+def stream(path: Path, plan: Plan, start_step: int, rank: int, world_size: int) -> Iterator[list[Pack]]:
+    """Yield a rank's packs step by step in the order of the plan, read ahead of training by Ray Data tasks."""
+    dataset = PackedDataset.open(path)
+    steps_per_task = ROW_GROUPS_PER_TASK * packs_per_row_group(dataset.manifest["pack_tokens"])
+    starts = [{"step": step} for step in range(start_step, plan.num_steps, steps_per_task)]
+    if not starts:
         return
-    items = [{"index": index} for index in indices]
 
-    def fetch(table: pa.Table) -> pa.Table:
-        dataset = PackedDataset.open(path)
-        packs = [empty_pack() if i == NO_PACK else dataset.read(i) for i in table["index"].to_pylist()]
-        return pa.Table.from_pylist(packs, schema=SCHEMA)
+    def fetch(row: dict[str, Any]) -> Iterator[dict[str, Any]]:
+        steps = range(row["step"], min(row["step"] + steps_per_task, plan.num_steps))
+        shares = [plan.share(step, rank, world_size) for step in steps]
+        packs = iter(PackedDataset.open(path).take(index for share in shares for index in share if index is not None))
+        for share in shares:
+            yield {"packs": to_ipc([empty_pack() if index is None else next(packs) for index in share])}
 
     context = ray.data.DataContext.get_current()
     context.execution_options.preserve_order = True
     context.enable_progress_bars = False
-    num_blocks = -(-len(items) // PACKS_PER_BLOCK)
-    packs = ray.data.from_items(items, override_num_blocks=num_blocks).map_batches(
-        fetch, batch_size=None, batch_format="pyarrow", num_cpus=FETCH_CPUS, compute=TaskPoolStrategy(size=1)
+    steps = ray.data.from_items(starts, override_num_blocks=len(starts)).flat_map(
+        fetch, num_cpus=FETCH_CPUS, compute=TaskPoolStrategy(size=1)
     )
-    for batch in packs.iter_batches(batch_size=1, batch_format="pyarrow", prefetch_batches=2):
-        yield from batch.to_pylist()
+    for batch in steps.iter_batches(batch_size=1, batch_format="pyarrow", prefetch_batches=2):
+        yield from_ipc(batch["packs"][0].as_buffer())
+
+
+def to_ipc(packs: list[Pack]) -> bytes:
+    """A step's packs as one value, so that a row of the stream is a step."""
+    sink = pa.BufferOutputStream()
+    table = to_table(packs)
+    with pa.ipc.new_stream(sink, table.schema) as writer:
+        writer.write_table(table)
+    return bytes(sink.getvalue())
+
+
+def from_ipc(content: pa.Buffer) -> list[Pack]:
+    """The inverse of `to_ipc`."""
+    with pa.ipc.open_stream(content) as reader:
+        return from_table(reader.read_all())

@@ -11,21 +11,26 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TypedDict
 
+import numpy as np
+from numpy.typing import NDArray
+
 IGNORE_INDEX = -100
-ROOT = 0
+Int32s = NDArray[np.int32]
 
 
 @dataclass(frozen=True)
 class Example:
-    """A tokenised row."""
+    """A tokenised answer of a row, with the prompt it follows."""
 
     row_id: str
-    prompt_ids: Sequence[int]
-    completion_ids: Sequence[int]
+    prompt_ids: Sequence[int] | Int32s
+    completion_ids: Sequence[int] | Int32s
+    num_counted: int = 0
+    """Tokens of it that an earlier answer of the same row, a chat, already counts."""
 
     @property
     def num_tokens(self) -> int:
-        """Tokens of the row, the stop token included."""
+        """Tokens of prompt and completion, the stop token included."""
         return len(self.prompt_ids) + len(self.completion_ids)
 
     @property
@@ -33,23 +38,23 @@ class Example:
         """Tokens the model reads: the stop token is only predicted, never read."""
         return self.num_tokens - 1
 
-    def positions(self) -> Iterator[tuple[int, int]]:
-        """(token read, token trained to be predicted from it or IGNORE_INDEX) of every position."""
-        tokens = [*self.prompt_ids, *self.completion_ids]
-        num_untrained = len(self.prompt_ids) - 1
-        for position, token in enumerate(tokens[:-1]):
-            yield token, tokens[position + 1] if position >= num_untrained else IGNORE_INDEX
+    def inputs_and_labels(self) -> tuple[Int32s, Int32s]:
+        """(tokens read, token trained to be predicted from each or IGNORE_INDEX); shape (num_inputs,) both."""
+        tokens = np.concatenate((self.prompt_ids, self.completion_ids)).astype(np.int32, copy=False)
+        labels = tokens[1:].copy()
+        labels[: len(self.prompt_ids) - 1] = IGNORE_INDEX
+        return tokens[:-1], labels
 
 
 class Pack(TypedDict):
     """One row of a packed data set; the first four have one entry per token that the model reads."""
 
-    input_ids: list[int]
-    position_ids: list[int]
+    input_ids: Int32s
+    position_ids: Int32s
     """Distance from the root: positions continue along each branch."""
-    labels: list[int]
+    labels: Int32s
     """The token that this position predicts, -100 where nothing is trained."""
-    subtree_end: list[int]
+    subtree_end: Int32s
     """The position just past the last token that may see this one."""
     num_trained: int
     num_tokens: int
@@ -57,89 +62,133 @@ class Pack(TypedDict):
     row_ids: list[str]
 
 
+class _Branch:
+    """A run of positions without a fork, and the branches behind it."""
+
+    __slots__ = ("branches", "inputs", "labels")
+
+    def __init__(self, inputs: Int32s, labels: Int32s) -> None:
+        self.inputs, self.labels = inputs, labels
+        self.branches: dict[int, list[_Branch]] = {}
+
+    def num_shared(self, inputs: Int32s, labels: Int32s) -> int:
+        """Leading positions that an example could share: the same token, and not trained by both."""
+        size = min(len(self.inputs), len(inputs))
+        differs = self.inputs[:size] != inputs[:size]
+        differs |= (self.labels[:size] != IGNORE_INDEX) & (labels[:size] != IGNORE_INDEX)
+        first = int(differs.argmax())
+        return first if differs[first] else size
+
+    def add(self, branch: "_Branch") -> None:
+        self.branches.setdefault(int(branch.inputs[0]), []).append(branch)
+
+    def split(self, size: int) -> None:
+        """Let what lies past `size` positions become a branch behind them."""
+        tail = _Branch(self.inputs[size:], self.labels[size:])
+        tail.branches = self.branches
+        self.inputs, self.labels, self.branches = self.inputs[:size], self.labels[:size], {}
+        self.add(tail)
+
+
 class Tree:
     """A prefix tree of examples. A position is shared by examples with the same path to it as long as at most one of
     them trains on it: its label is one token."""
 
     def __init__(self) -> None:
-        self._tokens = [-1]
-        self._labels = [IGNORE_INDEX]
-        self._children: list[dict[int, list[int]]] = [{}]
+        self._root = _Branch(np.empty(0, np.int32), np.empty(0, np.int32))
         self._examples: list[Example] = []
-
-    @property
-    def size(self) -> int:
+        self.size = 0
         """Tokens that the model computes."""
-        return len(self._tokens) - 1
 
-    def growth(self, example: Example) -> int:
-        """Tokens that the tree would gain by an example."""
-        return example.num_inputs - len(self._shared_path(example))
-
-    def add(self, example: Example) -> None:
-        """Add an example."""
-        path = self._shared_path(example)
-        node = path[-1] if path else ROOT
-        for depth, (token, label) in enumerate(example.positions()):
-            if depth < len(path):
-                if label != IGNORE_INDEX:
-                    self._labels[path[depth]] = label
-            else:
-                node = self._append(node, token, label)
+    def add(self, example: Example, max_size: int) -> bool:
+        """Add an example unless the tree would outgrow `max_size`; says whether it did."""
+        inputs, labels = example.inputs_and_labels()
+        path = self._shared_path(inputs, labels)
+        num_shared = sum(size for _, size in path)
+        if self.size + len(inputs) - num_shared > max_size:
+            return False
+        parent = self._root
+        depth = 0
+        for parent, size in path:
+            if size < len(parent.inputs):
+                parent.split(size)
+            # Labels are views of an example's own array until another example trains on the same position.
+            own = labels[depth : depth + size]
+            parent.labels = np.where(own != IGNORE_INDEX, own, parent.labels)
+            depth += size
+        if num_shared < len(inputs):
+            parent.add(_Branch(inputs[num_shared:], labels[num_shared:]))
+        self.size += len(inputs) - num_shared
         self._examples.append(example)
+        return True
 
     def pack(self) -> Pack:
         """Lay the tree out depth first."""
-        pack = Pack(
-            input_ids=[],
-            position_ids=[],
-            labels=[],
-            subtree_end=[0] * self.size,
+        inputs: list[Int32s] = []
+        labels: list[Int32s] = []
+        positions: list[Int32s] = []
+        ends: list[int] = []
+        sizes: list[int] = []
+        self._lay_out(inputs, labels, positions, ends, sizes)
+        return Pack(
+            input_ids=np.concatenate(inputs),
+            position_ids=np.concatenate(positions),
+            labels=np.concatenate(labels),
+            subtree_end=np.repeat(np.array(ends, np.int32), sizes),
             num_trained=sum(len(example.completion_ids) for example in self._examples),
-            num_tokens=sum(example.num_tokens for example in self._examples),
+            num_tokens=sum(example.num_tokens - example.num_counted for example in self._examples),
             row_ids=[example.row_id for example in self._examples],
         )
-        branch: list[int] = []
-        stack = [(child, 0) for child in self._descendants(ROOT)]
-        while stack:
-            node, depth = stack.pop()
-            index = len(pack["input_ids"])
-            for ended in branch[depth:]:
-                pack["subtree_end"][ended] = index
-            branch[depth:] = [index]
-            pack["input_ids"].append(self._tokens[node])
-            pack["position_ids"].append(depth)
-            pack["labels"].append(self._labels[node])
-            stack += [(child, depth + 1) for child in self._descendants(node)]
-        for ended in branch:
-            pack["subtree_end"][ended] = self.size
-        return pack
 
-    def _shared_path(self, example: Example) -> list[int]:
-        """The nodes that an example would share, from the root on."""
-        path: list[int] = []
-        node = ROOT
-        for token, label in example.positions():
-            for child in self._children[node].get(token, ()):
-                if label == IGNORE_INDEX or self._labels[child] == IGNORE_INDEX:
-                    node = child
-                    path.append(child)
+    def _lay_out(
+        self,
+        inputs: list[Int32s],
+        labels: list[Int32s],
+        positions: list[Int32s],
+        ends: list[int],
+        sizes: list[int],
+    ) -> None:
+        """Append each branch in turn; all positions of a branch end where the last branch behind it does."""
+        index = 0
+        open_branches: list[tuple[int, int]] = []
+        stack = [(branch, 0) for branch in _behind(self._root)]
+        while stack:
+            branch, depth = stack.pop()
+            while open_branches and open_branches[-1][1] >= depth:
+                ends[open_branches.pop()[0]] = index
+            open_branches.append((len(ends), depth))
+            ends.append(0)
+            size = len(branch.inputs)
+            sizes.append(size)
+            inputs.append(branch.inputs)
+            labels.append(branch.labels)
+            positions.append(np.arange(depth, depth + size, dtype=np.int32))
+            index += size
+            stack += [(behind, depth + size) for behind in _behind(branch)]
+        for number, _ in open_branches:
+            ends[number] = index
+
+    def _shared_path(self, inputs: Int32s, labels: Int32s) -> list[tuple[_Branch, int]]:
+        """(branch, shared positions) from the root on; only the last may be shared in part."""
+        path: list[tuple[_Branch, int]] = []
+        branch, depth = self._root, 0
+        while depth < len(inputs):
+            for behind in branch.branches.get(int(inputs[depth]), ()):
+                if size := behind.num_shared(inputs[depth:], labels[depth:]):
                     break
             else:
                 return path
+            path.append((behind, size))
+            depth += size
+            if size < len(behind.inputs):
+                return path
+            branch = behind
         return path
 
-    def _append(self, parent: int, token: int, label: int) -> int:
-        node = len(self._tokens)
-        self._tokens.append(token)
-        self._labels.append(label)
-        self._children.append({})
-        self._children[parent].setdefault(token, []).append(node)
-        return node
 
-    def _descendants(self, node: int) -> list[int]:
-        """Children in reverse order, as a stack wants them."""
-        return [child for twins in self._children[node].values() for child in twins][::-1]
+def _behind(branch: _Branch) -> list[_Branch]:
+    """Branches in reverse order, as a stack wants them."""
+    return [behind for twins in branch.branches.values() for behind in twins][::-1]
 
 
 def pack(examples: Iterable[Example], pack_tokens: int) -> Iterator[Pack]:
@@ -151,17 +200,24 @@ def pack(examples: Iterable[Example], pack_tokens: int) -> Iterator[Pack]:
     tree = Tree()
     for example in examples:
         if example.num_inputs > pack_tokens:
-            raise ValueError(f"row {example.row_id} has {example.num_inputs} tokens, a pack only {pack_tokens}")
-        if tree.size + tree.growth(example) > pack_tokens:
+            raise ValueError(f"row {example.row_id} has {example.num_tokens} tokens, a pack only {pack_tokens}")
+        if not tree.add(example, pack_tokens):
             yield tree.pack()
             tree = Tree()
-        tree.add(example)
+            tree.add(example, pack_tokens)
     if tree.size:
         yield tree.pack()
 
 
 def empty_pack() -> Pack:
     """A pack in which nothing is trained, for a rank that has no other."""
+    zero = np.zeros(1, np.int32)
     return Pack(
-        input_ids=[0], position_ids=[0], labels=[IGNORE_INDEX], subtree_end=[1], num_trained=0, num_tokens=0, row_ids=[]
+        input_ids=zero,
+        position_ids=zero,
+        labels=zero + IGNORE_INDEX,
+        subtree_end=zero + 1,
+        num_trained=0,
+        num_tokens=0,
+        row_ids=[],
     )

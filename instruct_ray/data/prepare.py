@@ -1,31 +1,43 @@
-"""Triples -> packs: the Ray Data pipeline from source files to a finished folder of Parquet."""
+"""Sources -> packs: two Ray Data passes over the rows, and a finished folder of Parquet with a ledger beside it.
+
+The first pass reads chunks of files, renders their rows and deals them to shards on disk; the second turns each shard
+into packs. Chunks and shards are counted from the data, so any number of workers makes the same bytes.
+"""
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+import shutil
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
-import pyarrow.parquet as pq
+import ray
 import ray.data
-from ray.data.expressions import col
 
 from instruct_ray import base, run
 from instruct_ray.config import Config
-from instruct_ray.data.contract import Contract, Renderer, make_renderer
-from instruct_ray.data.dataset import MANIFEST, SCHEMA, PackedDataset
-from instruct_ray.data.packing import Example, pack
-from instruct_ray.data.triples import check_sources, parse, read_rows
+from instruct_ray.data import ledger, readers, sources
+from instruct_ray.data.assemble import Assemble, Assembled, assemble
+from instruct_ray.data.contract import Contract
+from instruct_ray.data.dataset import MANIFEST, PackedDataset, shard_file
+from instruct_ray.data.ingest import Ingest, Ingested, find_spread_groups, ingest
+from instruct_ray.data.ledger import Entry, Ledger
+from instruct_ray.data.near_duplicates import HeldOut
+from instruct_ray.data.rendering import Renderer
+from instruct_ray.data.sources import SourceFile
+from instruct_ray.data.spool import TestRow, read_test_rows
+from instruct_ray.data.statistics import Statistics
+from instruct_ray.data.templates import make_renderer
 from instruct_ray.errors import InputError
 
-# Rows that are sorted and packed together: bounds a task's memory and is counted from the data, never from the CPUs.
-ROWS_PER_SHARD = 50_000
+# Text whose rows are sorted and packed together, in one task: bounds its memory.
+SHARD_BYTES = 16 * 2**20
 # What decides the packs.
 SECTIONS = ("run", "data", "model")
 # Raised when the same rows would be packed otherwise.
-PACKING_VERSION = 1
+PACKING_VERSION = 2
 
 
 @dataclass(frozen=True)
@@ -49,37 +61,28 @@ def find(config: Config) -> PackedDataset:
     return PackedDataset.open(finished[0])
 
 
-def _finished(folder: run.RunFolder) -> list[Path]:
-    """Complete folders of packs; what a killed run left behind has a name that begins with a dot."""
-    return sorted(manifest.parent for manifest in folder.packs.glob(f"[!.]*/{MANIFEST}"))
-
-
 def check_unchanged(config: Config) -> None:
     """Refuse source files that are not those the run was prepared from.
 
     Raises:
         InputError: names the first that differs.
     """
-    prepared = [source["sha256"] for source in find(config).manifest["sources"]]
-    for source, digest, expected in zip(config.data.sources, source_digests(config), prepared, strict=True):
+    prepared = [file["sha256"] for file in find(config).manifest["sources"]]
+    files = find_files(config)
+    if len(files) != len(prepared):
+        raise InputError(f"data.sources: {len(files)} files, {len(prepared)} when prepared; take another run.name")
+    for file, digest, expected in zip(files, sources.digests(files), prepared, strict=True):
         if digest != expected:
-            raise InputError(f"data.sources: {source} changed since the run was prepared; take another run.name")
+            raise InputError(f"data.sources: {file.uri} changed since the run was prepared; take another run.name")
 
 
-def source_digests(config: Config) -> list[str]:
-    """sha256 of each source file."""
-    digests = []
-    for source in config.data.sources:
-        with source.open("rb") as file:
-            digests.append(hashlib.file_digest(file, "sha256").hexdigest())
-    return digests
+def find_files(config: Config) -> list[SourceFile]:
+    """The files of `data.sources`.
 
-
-def plan_digest(config: Config, contract: Contract, sources: list[str]) -> str:
-    """The digest that names the packs, from everything that decides their content."""
-    options = config.data.model_dump(mode="json", exclude={"sources"})
-    content = [PACKING_VERSION, sources, contract.digest, options, config.run.seed]
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+    Raises:
+        InputError: one is missing, empty, unreadable or of an unknown kind.
+    """
+    return sources.find_files(config.data.sources, config.run.storage / "sources")
 
 
 def prepare(config: Config, start_ray: Callable[[], None]) -> Prepared:
@@ -88,137 +91,157 @@ def prepare(config: Config, start_ray: Callable[[], None]) -> Prepared:
     `start_ray` is called once there is work for it.
 
     Raises:
-        InputError: a source, a row or the base model's chat template can't be used; names file, row and reason.
+        InputError: a source or the base model's chat template can't be used, or too many rows; names file, row, reason.
     """
-    check_sources(config.data.sources)
-    renderer = make_renderer(base.resolve(config).folder, config.data.system_prompt)
+    files = find_files(config)
+    base_folder = base.resolve(config).folder
+    renderer = make_renderer(base_folder, config.data.system_prompt)
     folder = run.RunFolder.of(config)
     run.check_pinned(config, *SECTIONS)
-    sources = source_digests(config)
-    digest = plan_digest(config, renderer.contract, sources)
+    source_digests = sources.digests(files)
+    digest = _digest(config, renderer.contract, source_digests)
     target = folder.packs / digest[:16]
     if (target / MANIFEST).is_file():
         return Prepared(PackedDataset.open(target), already_done=True)
     if _finished(folder):
         raise InputError(f"{folder.packs} was made from other source files or another base; take another run.name")
-
     start_ray()
-    rows = _rendered_rows(config, renderer)
-    _refuse_bad_rows(rows, config.data.sources)
-    test = rows.filter(expr=col("side") == "test").select_columns(["row_id", "triple"]).take_all()
-    train = rows.filter(expr=col("side") == "train")
-    num_train = train.count()
-    if not test or not num_train:
-        side = "left to train on" if test else "held out"
-        raise InputError(
-            f"data.test_fraction={config.data.test_fraction}: no row is {side}; give more rows or change it"
-        )
-
-    run.pin(config, *SECTIONS)
     with run.complete_folder(target) as unfinished:
-        counts = _write_packs(train, num_train, config, unfinished)
-        _write_test_rows(test, folder.test)
-        renderer.contract.save(folder.contract)
+        made = _make(config, files, base_folder, renderer, unfinished)
+        names = [Path(file.uri).name for file in files]
         manifest = {
             "digest": digest,
             "contract_digest": renderer.contract.digest,
-            "sources": [{"name": p.name, "sha256": s} for p, s in zip(config.data.sources, sources, strict=True)],
-            "num_train": num_train,
-            "num_test": len(test),
-            **counts,
+            "pack_tokens": config.data.pack_tokens,
+            "sources": [{"name": n, "sha256": s} for n, s in zip(names, source_digests, strict=True)],
+            **made,
         }
         run.write_json(unfinished / MANIFEST, manifest)
     return Prepared(PackedDataset.open(target), already_done=False)
 
 
-def _rendered_rows(config: Config, renderer: Renderer) -> ray.data.Dataset:
-    """Every row with its fate: `side` is train, test or refused."""
-    sources = [{"number": number, "source": str(source)} for number, source in enumerate(config.data.sources)]
+def _make(
+    config: Config, files: list[SourceFile], base_folder: Path, renderer: Renderer, unfinished: Path
+) -> dict[str, Any]:
+    """Both passes; returns the counts."""
+    folder = run.RunFolder.of(config)
+    spool = unfinished / "spool"
+    spool.mkdir()
+    num_shards = -(-sum(file.num_text_bytes for file in files) // SHARD_BYTES)
+    ingested = _ingest(config, files, base_folder, renderer.contract, unfinished, spool, num_shards)
+    num_read = sum(done.num_read for done in ingested)
+    reasons = sum((done.reasons for done in ingested), Counter[str]())
+    _check_rows(config, files, ingested, reasons, num_read)
 
-    def read(item: dict[str, Any]) -> Iterator[dict[str, Any]]:
-        for number, row in read_rows(Path(item["source"])):
-            yield _row(f"{item['number']}:{number}", row, config, renderer)
+    test, test_fates = _hold_out(spool, [file.uri for file in files], unfinished)
+    if not test:
+        raise InputError(f"data.test_fraction={config.data.test_fraction}: no row is held out; give more rows")
+    similarity = config.data.near_duplicates
+    held_out = None if similarity is None else HeldOut((row.triple.split_key for row in test), similarity)
+    assembled = _assemble(config, files, unfinished, spool, num_shards, held_out)
+    fates = ledger.total([*(done.fates for done in ingested), test_fates, *(done.fates for done in assembled)])
+    ledger.check_complete(fates, num_read)
+    if not fates["trained"]:
+        raise InputError("data.sources: no row is left to train on")
+    shutil.rmtree(spool)
 
-    return ray.data.from_items(sources, override_num_blocks=len(sources)).flat_map(read).materialize()
-
-
-def _row(row_id: str, row: Any, config: Config, renderer: Renderer) -> dict[str, Any]:
-    result: dict[str, Any] = {"row_id": row_id, "side": "refused", "reason": "", "triple": "", "group": ""}
-    result |= {"prompt_ids": [0], "completion_ids": [0]}
-    try:
-        triple = parse(row, row_id)
-        prompt_ids = renderer.prompt(renderer.messages(triple.instruction, triple.input))
-        completion_ids = renderer.completion(triple.output)
-        example = Example(row_id, prompt_ids, completion_ids)
-        limit = min(config.data.max_tokens, config.data.pack_tokens)
-        if example.num_tokens > limit:
-            raise InputError(f"has {example.num_tokens} tokens; data.max_tokens and data.pack_tokens allow {limit}")
-    except InputError as error:
-        return result | {"reason": str(error)}
-    return result | {
-        "group": triple.instruction if triple.input else "",
-        "side": "test" if triple.is_test(config.data.test_fraction) else "train",
-        "triple": json.dumps(asdict(triple), ensure_ascii=False),
-        "prompt_ids": prompt_ids,
-        "completion_ids": completion_ids,
+    run.pin(config, *SECTIONS)
+    lines = (json.dumps(row.triple.dump() | {"id": row.triple.id}, ensure_ascii=False) for row in test)
+    run.write_text(folder.test, "".join(line + "\n" for line in lines))
+    renderer.contract.save(folder.contract)
+    statistics = Statistics()
+    for done in ingested:
+        statistics.merge(done.statistics)
+    run.write_json(unfinished / "statistics.json", statistics.dump())
+    return {
+        "num_read": num_read,
+        "fates": fates,
+        "quarantine_reasons": dict(sorted(reasons.items())),
+        "num_cut": sum(done.num_cut for done in assembled),
+        "num_train": fates["trained"],
+        "num_test": len(test),
+        **{name: sum(getattr(done, name) for done in assembled) for name in _TOTALS},
+        "files": {shard_file(done.shard): done.num_packs for done in assembled if done.num_packs},
     }
 
 
-def _refuse_bad_rows(rows: ray.data.Dataset, sources: tuple[Path, ...]) -> None:
-    refused = rows.filter(expr=col("side") == "refused").select_columns(["row_id", "reason"])
-    bad = refused.take(1)
-    if bad:
-        source, _, row = bad[0]["row_id"].partition(":")
-        others = refused.count() - 1
-        more = f" ({others} more bad rows)" if others else ""
-        raise InputError(f"{sources[int(source)]}: row {row} {bad[0]['reason']}{more}")
-    if rows.count() == 0:
-        raise InputError(f"data.sources: no rows in {', '.join(str(source) for source in sources)}")
+_TOTALS = ("num_examples", "num_packs", "num_tokens", "num_computed_tokens", "num_trained_tokens")
 
 
-def _write_packs(rows: ray.data.Dataset, num_rows: int, config: Config, folder: Path) -> dict[str, Any]:
-    """Deal the rows to shards by a seeded hash; each shard becomes one Parquet file. Returns the counts."""
-    num_shards = -(-num_rows // ROWS_PER_SHARD)
-    seed, pack_tokens = config.run.seed, config.data.pack_tokens
+def _ingest(
+    config: Config,
+    files: list[SourceFile],
+    base_folder: Path,
+    contract: Contract,
+    folder: Path,
+    spool: Path,
+    num_shards: int,
+) -> list[Ingested]:
+    """The first pass, over chunks of files."""
+    chunks = sources.chunks(files)
+    spread = find_spread_groups(chunks, config.data, num_shards)
+    job = Ingest(config.data, config.run.seed, base_folder, contract, tuple(files), folder, spool, num_shards, spread)
 
-    def write_shard(shard: pa.Table) -> pa.Table:
-        number = shard["shard"][0].as_py()
-        # Rows of a group, which share their prompt up to the input, lie together, shuffled among themselves.
-        rows = sorted(shard.to_pylist(), key=lambda row: (_hash(seed, row["group"]), _hash(seed, row["row_id"])))
-        examples = [Example(row["row_id"], row["prompt_ids"], row["completion_ids"]) for row in rows]
-        packs = list(pack(examples, pack_tokens))
-        pq.write_table(pa.Table.from_pylist(packs, schema=SCHEMA), folder / _shard_file(number), row_group_size=64)
-        counts = {
-            "num_packs": len(packs),
-            "num_tokens": sum(p["num_tokens"] for p in packs),
-            "num_computed_tokens": sum(len(p["input_ids"]) for p in packs),
-            "num_trained_tokens": sum(p["num_trained"] for p in packs),
-        }
-        return pa.table({name: [count] for name, count in counts.items()} | {"shard": [number]})
+    def work(row: dict[str, Any]) -> dict[str, Any]:
+        return {"number": row["number"], "done": ingest(chunks[row["number"]], job)}
 
-    shards = (
-        rows.map_batches(lambda table: _with_shard(table, seed, num_shards), batch_format="pyarrow")
-        .groupby("shard", num_partitions=num_shards)
-        .map_groups(write_shard, batch_format="pyarrow")
-        .take_all()
-    )
-    totals = {name: sum(shard[name] for shard in shards) for name in shards[0] if name != "shard"}
-    return totals | {"files": [_shard_file(shard) for shard in sorted(shard["shard"] for shard in shards)]}
+    return [row["done"] for row in _each(len(chunks), work)]
 
 
-def _with_shard(table: pa.Table, seed: int, num_shards: int) -> pa.Table:
-    shards = [_hash(seed, row_id) % num_shards for row_id in table["row_id"].to_pylist()]
-    return table.select(["row_id", "group", "prompt_ids", "completion_ids"]).append_column("shard", pa.array(shards))
+def _assemble(
+    config: Config, files: list[SourceFile], folder: Path, spool: Path, num_shards: int, held_out: HeldOut | None
+) -> list[Assembled]:
+    """The second pass, over shards."""
+    uris = tuple(file.uri for file in files)
+    job = Assemble(folder, spool, uris, config.data.pack_tokens, config.run.seed)
+    shared = ray.put(held_out)
+
+    def work(row: dict[str, Any]) -> dict[str, Any]:
+        return {"number": row["number"], "done": assemble(row["number"], job, ray.get(shared))}
+
+    return [row["done"] for row in _each(num_shards, work)]
 
 
-def _hash(seed: int, row_id: str) -> int:
-    return int.from_bytes(hashlib.sha256(f"{seed}:{row_id}".encode()).digest()[:8], "big")
+def _each(count: int, work: Callable[[dict[str, Any]], dict[str, Any]]) -> list[dict[str, Any]]:
+    """Run `work` on each number in a Ray Data task of its own; results come in the order of the numbers."""
+    numbers = ray.data.from_items([{"number": number} for number in range(count)], override_num_blocks=count)
+    return sorted(numbers.map(work).take_all(), key=lambda row: int(row["number"]))
 
 
-def _shard_file(number: int) -> str:
-    return f"packs-{number:05d}.parquet"
+def _check_rows(
+    config: Config, files: Sequence[SourceFile], ingested: Sequence[Ingested], reasons: Counter[str], num_read: int
+) -> None:
+    if num_read == 0:
+        raise InputError(f"data.sources: no rows in {', '.join(file.uri for file in files)}")
+    bad = [place for done in ingested for place in done.bad][:3]
+    examples = [
+        f"{files[number].uri}: row {readers.row_number(files[number], position)} {detail}"
+        for number, position, detail in bad
+    ]
+    ledger.check_bad_fraction(reasons, num_read, config.data.max_bad_fraction, examples)
 
 
-def _write_test_rows(rows: list[dict[str, Any]], path: Path) -> None:
-    rows = sorted(rows, key=lambda row: [int(part) for part in row["row_id"].split(":")])
-    run.write_text(path, "".join(row["triple"] + "\n" for row in rows))
+def _hold_out(spool: Path, uris: Sequence[str], folder: Path) -> tuple[list[TestRow], dict[str, int]]:
+    """The held-out rows without duplicates, and their fates."""
+    entries = Ledger(uris)
+    kept: dict[bytes, TestRow] = {}
+    for row in read_test_rows(spool):
+        is_new = row.content not in kept
+        kept.setdefault(row.content, row)
+        entries.add(Entry(row.row_id, row.digest, "test" if is_new else "duplicate", num_tokens=row.num_tokens))
+    entries.write(folder / "ledger" / "test.parquet")
+    return list(kept.values()), entries.counts
+
+
+def _finished(folder: run.RunFolder) -> list[Path]:
+    """Complete folders of packs; what a killed run left behind has a name that begins with a dot."""
+    return sorted(manifest.parent for manifest in folder.packs.glob(f"[!.]*/{MANIFEST}"))
+
+
+def _digest(config: Config, contract: Contract, source_digests: Sequence[str]) -> str:
+    """The digest that names the packs, from everything that decides their content."""
+    options = config.data.model_dump(mode="json", exclude={"sources"})
+    # Where a source lies does not matter, what it holds and how it is read does.
+    readings = [source.model_dump(mode="json", exclude={"path"}) for source in config.data.sources]
+    content = [PACKING_VERSION, list(source_digests), readings, contract.digest, options, config.run.seed]
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()

@@ -7,8 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from instruct_ray.config import Config
-from instruct_ray.data.contract import Message, Renderer
-from instruct_ray.data.triples import Triple, parse, read_rows
+from instruct_ray.data import ledger, prepare, readers, sources
+from instruct_ray.data.contract import Message
+from instruct_ray.data.rendering import Renderer
+from instruct_ray.data.triples import Triple, parse
 
 
 @dataclass(frozen=True)
@@ -28,8 +30,9 @@ def make_arms(
     for example in examples:
         shown += renderer.messages(example.instruction, example.input)
         shown.append({"role": "assistant", "content": example.output})
-    plain = [renderer.prompt(renderer.messages(row.instruction, row.input)) for row in rows]
-    few_shot = [renderer.prompt([*shown, *renderer.messages(row.instruction, row.input)]) for row in rows]
+    chats = [renderer.chat(row) for row in rows]
+    plain = [renderer.prompt(chat) for chat in chats]
+    few_shot = [renderer.prompt(_with_examples(chat, shown)) for chat in chats]
     return [Arm("zero_shot", base, plain), Arm("few_shot", base, few_shot), Arm("tuned", tuned, plain)]
 
 
@@ -53,9 +56,16 @@ def choose_examples(config: Config) -> list[Triple]:
     return chosen
 
 
+def _with_examples(chat: list[Message], shown: list[Message]) -> list[Message]:
+    """Examples come before the chat, behind its system message."""
+    first = 1 if chat[0]["role"] == "system" else 0
+    return [*chat[:first], *shown, *chat[first:]]
+
+
 def _training_rows(config: Config) -> Iterator[Triple]:
-    for number, source in enumerate(config.data.sources):
-        for position, row in read_rows(source):
-            triple = parse(row, f"{number}:{position}")
-            if not triple.is_test(config.data.test_fraction):
-                yield triple
+    trained = ledger.trained_row_ids(prepare.find(config).path)
+    for chunk in sources.chunks(prepare.find_files(config)):
+        for record in readers.read(chunk, config.data.max_row_bytes):
+            row_id = f"{chunk.file.number}:{record.position}"
+            if row_id in trained:
+                yield parse(record.value, row_id, config.data.sources[chunk.file.source])

@@ -11,8 +11,8 @@ import ray
 
 from instruct_ray import base, run
 from instruct_ray.config import Config
-from instruct_ray.data.contract import Renderer, load_renderer
 from instruct_ray.data.prepare import check_unchanged
+from instruct_ray.data.rendering import Renderer, load_renderer
 from instruct_ray.data.triples import Triple
 from instruct_ray.errors import InputError
 from instruct_ray.evidence.arms import Arm, choose_examples, make_arms
@@ -63,7 +63,7 @@ def evaluate(config: Config, status: Callable[[str], None], start_ray: Callable[
         return Evidence(load_evidence(config), already_done=True)
     check_unchanged(config)
     renderer = load_renderer(folder.model)
-    rows = [Triple(**json.loads(line)) for line in folder.test.read_text().split("\n") if line]
+    rows = [Triple.load(json.loads(line)) for line in folder.test.read_text().split("\n") if line]
     arms = make_arms(renderer, base.resolve(config).folder, folder.model, rows, choose_examples(config))
     start_ray()
     results: dict[str, dict[str, Any]] = {}

@@ -4,8 +4,6 @@ import json
 import math
 import tempfile
 import time
-from collections.abc import Iterator
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -64,12 +62,15 @@ def train_loop_per_worker(config: dict[str, Any]) -> None:
         num_trained = int(dataset.num_trained[plan.packs(step)].sum())
         # Dropout depends on the position in the run alone, so a continued run draws what an uninterrupted one does.
         torch.manual_seed(hash((plan.seed, step, rank)))
-        counts = _train_step(engine, islice(packs, plan.packs_per_rank(world_size)), num_trained, learning_rate)
+        mine = next(packs)
+        waited = time.perf_counter() - began
+        counts = _train_step(engine, mine, num_trained, learning_rate)
         if not math.isfinite(counts["loss"]):
             raise FloatingPointError(f"loss is {counts['loss']} at step {step}; try a lower train.learning_rate")
         if rank == 0:
             done = {"step": step + 1, "num_steps": plan.num_steps, "epoch": (step + 1) / plan.steps_per_epoch}
-            times = {"lr": learning_rate, "seconds": time.perf_counter() - began}
+            seconds = time.perf_counter() - began
+            times = {"lr": learning_rate, "seconds": seconds, "wait_seconds": waited}
             _append(job.metrics, done | counts | {"num_trained": num_trained} | times)
         if (step + 1) % train.checkpoint_every == 0 or step + 1 == plan.num_steps:
             _checkpoint(engine, step + 1, counts)
@@ -85,7 +86,7 @@ def learning_rate_at(step: int, num_steps: int, train: TrainConfig) -> float:
     return train.learning_rate * 0.5 * (1 + math.cos(math.pi * progress))
 
 
-def _train_step(engine: ZeroEngine, packs: Iterator[Pack], num_trained: int, learning_rate: float) -> dict[str, float]:
+def _train_step(engine: ZeroEngine, packs: list[Pack], num_trained: int, learning_rate: float) -> dict[str, float]:
     """One optimizer step. The loss is the sum over the step's trained tokens, on all ranks, over their number."""
     totals = torch.zeros(4, dtype=torch.float64)
     for pack in packs:

@@ -5,29 +5,34 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from instruct_ray.data.packing import IGNORE_INDEX, Pack
-from instruct_ray.training.attention import tree_mask
+from instruct_ray.training.attention import MaskLayout, PackTensors, pack_masks
 
-# T = tokens in the pack, N = trained tokens, V = vocabulary
+# T = tokens in the pack (padding included), N = trained tokens, V = vocabulary
 
 
-def pack_loss(model: nn.Module, pack: Pack, device: torch.device) -> Tensor:
-    """Cross entropy summed over the trained tokens of one pack; a zero attached to the graph where there is none."""
-    input_ids_T = torch.tensor(pack["input_ids"], device=device)
-    labels_T = torch.tensor(pack["labels"], device=device)
-    trained_N = (labels_T != IGNORE_INDEX).nonzero()[:, 0]
+def pack_loss(model: nn.Module, pack: Pack, device: torch.device, layout: MaskLayout) -> Tensor:
+    """Cross entropy summed over the trained tokens of one pack, in nats; a zero attached to the graph where there is
+    none. `layout` must be that of the model's configuration."""
+    return token_losses(model, pack, device, layout).sum()
+
+
+def token_losses(model: nn.Module, pack: Pack, device: torch.device, layout: MaskLayout) -> Tensor:
+    """Cross entropy of each trained token of one pack, in nats, in the order of the pack; shape (N,). Where nothing is
+    trained, zeros that are attached to the graph."""
+    tensors = PackTensors.of(pack, layout, device)
+    trained_N = (tensors.labels_T != IGNORE_INDEX).nonzero()[:, 0]
     if not len(trained_N):
-        return _forward(model, pack, input_ids_T, torch.zeros_like(input_ids_T[:1])).sum() * 0.0
-    logits_NV = _forward(model, pack, input_ids_T, trained_N)
-    return F.cross_entropy(logits_NV.float(), labels_T[trained_N], reduction="sum")
+        return _logits(model, tensors, layout, torch.zeros_like(tensors.labels_T[:1])).flatten() * 0.0
+    logits_NV = _logits(model, tensors, layout, trained_N)
+    return F.cross_entropy(logits_NV.float(), tensors.labels_T[trained_N], reduction="none")
 
 
-def _forward(model: nn.Module, pack: Pack, input_ids_T: Tensor, positions_N: Tensor) -> Tensor:
-    device = input_ids_T.device
+def _logits(model: nn.Module, tensors: PackTensors, layout: MaskLayout, positions_N: Tensor) -> Tensor:
     output = model(
-        input_ids=input_ids_T[None],
-        position_ids=torch.tensor(pack["position_ids"], device=device)[None],
-        attention_mask=tree_mask(torch.tensor(pack["subtree_end"], device=device)),
-        # Without this transformers may build a mask of its own.
+        input_ids=tensors.input_ids_T[None],
+        position_ids=tensors.position_ids_T[None],
+        attention_mask=pack_masks(tensors, layout),
+        # A cache would be of no use, and some models size their masks by it.
         use_cache=False,
         logits_to_keep=positions_N,
     )

@@ -1,34 +1,109 @@
-"""Base folder -> the model to train, whole or with LoRA adapters."""
+"""Base folder -> the model to train, whole or with LoRA adapters; how it attends, and whether packs suit it."""
 
+import inspect
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
 from peft import LoraConfig as PeftLoraConfig
 from peft import get_peft_model
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig, AutoModelForCausalLM
 
 from instruct_ray.config import LoraConfig
 from instruct_ray.errors import InputError
+from instruct_ray.training.attention import FLEX
+
+# What a pack's masks describe.
+PACKED_LAYERS = {"full_attention", "sliding_attention"}
+# What both ways of training hand to a model.
+FORWARD_ARGUMENTS = ("input_ids", "attention_mask", "logits_to_keep")
 
 
-def check_trainable(base: Path) -> None:
-    """Refuse architectures whose attention the mask of a pack does not describe.
+def check_trainable(base: Path) -> Any:
+    """The base's transformers configuration, if it is a causal language model.
 
     Raises:
-        InputError: the base has layers that are not full attention.
+        InputError: it is not, or its forward pass takes no mask or no choice of positions for the output head.
     """
-    config = AutoConfig.from_pretrained(base).to_dict()
-    kinds = set(config.get("layer_types") or []) - {"full_attention"}
-    if kinds or config.get("sliding_window"):
-        raise InputError(
-            f"model.base: {config['model_type']} has other than full attention; packs would change its result"
-        )
+    config = AutoConfig.from_pretrained(base)
+    if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
+        raise InputError(f"model.base: {config.model_type} is no causal language model of transformers")
+    missing = [name for name in FORWARD_ARGUMENTS if name not in _forward_arguments(config)]
+    if missing:
+        raise InputError(f"model.base: the forward pass of {config.model_type} takes no {', '.join(missing)}")
+    return config
 
 
-def load_model(base: Path, lora: LoraConfig | None, dtype: torch.dtype, seed: int) -> torch.nn.Module:
+def packing_obstacle(config: Any, max_tokens: int) -> str | None:
+    """What about an architecture packs would change, in words; None if they change nothing.
+
+    `max_tokens` is the longest example. What has no obstacle is still proved (proof.py).
+    """
+    found = "; ".join(_obstacles(config, max_tokens))
+    return f"{config.model_type}: {found}" if found else None
+
+
+def _obstacles(config: Any, max_tokens: int) -> Iterator[str]:
+    text = config.get_text_config().to_dict()
+    others = sorted(set(text.get("layer_types") or ()) - PACKED_LAYERS)
+    if others:
+        yield f"layers of {', '.join(others)}, which no mask describes"
+    elif MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]._is_stateful:
+        yield "recurrent layers, whose state runs through the whole pack"
+    if text.get("attention_chunk_size"):
+        yield "chunked attention (attention_chunk_size)"
+    if "local" in (text.get("attention_layers") or ()):
+        yield "local attention by place in the input (attention_layers)"
+    if text.get("output_router_logits") and text.get("router_aux_loss_coef"):
+        # Only this flag adds it to the loss; without it experts are chosen token by token, which packs do not change.
+        yield "an auxiliary loss of the router, a mean over all tokens (output_router_logits)"
+    if "position_ids" not in _forward_arguments(config) or text.get("alibi"):
+        yield "positions counted by place in the input (no position_ids)"
+    if text.get("use_bidirectional_attention"):
+        yield "attention to later tokens (use_bidirectional_attention)"
+    for rope in _ropes(text):
+        limit = rope.get("original_max_position_embeddings") or text.get("max_position_embeddings")
+        if rope.get("rope_type") in ("dynamic", "longrope") and limit is not None and max_tokens > limit:
+            yield f"{rope['rope_type']} positions, which depend on the longest example beyond {limit} tokens"
+
+
+def _ropes(text: dict[str, Any]) -> list[dict[str, Any]]:
+    """Rotary parameters; some models have several, by kind of layer."""
+    rope = text.get("rope_parameters") or {}
+    return [value for value in rope.values() if isinstance(value, dict)] if "rope_type" not in rope else [rope]
+
+
+def _forward_arguments(config: Any) -> set[str]:
+    return set(inspect.signature(MODEL_FOR_CAUSAL_LM_MAPPING[type(config)].forward).parameters)
+
+
+def aux_loss_coef(config: Any) -> float:
+    """Weight of the router's auxiliary loss in training; 0 where the configuration does not ask for one."""
+    text = config.get_text_config().to_dict()
+    return float(text.get("router_aux_loss_coef") or 0.0) if text.get("output_router_logits") else 0.0
+
+
+def plain_implementation(config: Any) -> str:
+    """The attention implementation for one example alone or a padded batch: sdpa where the model can."""
+    return "sdpa" if MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]._supports_sdpa else "eager"
+
+
+def packed_implementation(config: Any, device: torch.device) -> str:
+    """The attention implementation for packs: flex_attention on a GPU where the model can, else the plain one.
+
+    Its backward pass does not exist on CPU (torch 2.13), it has no dropout, and sdpa has no softcapping (Gemma 2).
+    """
+    can_flex = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]._supports_flex_attn
+    has_dropout = bool(config.get_text_config().to_dict().get("attention_dropout"))
+    return FLEX if device.type == "cuda" and can_flex and not has_dropout else plain_implementation(config)
+
+
+def load_model(
+    base: Path, lora: LoraConfig | None, dtype: torch.dtype, seed: int, implementation: str
+) -> torch.nn.Module:
     """Load the base for training. Adapters start from the same random values on every rank."""
-    model: torch.nn.Module = AutoModelForCausalLM.from_pretrained(base, dtype=dtype, attn_implementation="sdpa")
+    model: torch.nn.Module = AutoModelForCausalLM.from_pretrained(base, dtype=dtype, attn_implementation=implementation)
     model.train()
     if lora is None:
         return model

@@ -15,9 +15,10 @@ from instruct_ray import base, run
 from instruct_ray.base import Base
 from instruct_ray.config import Config
 from instruct_ray.data import prepare
-from instruct_ray.data.contract import Contract, make_renderer
+from instruct_ray.data.contract import Contract
 from instruct_ray.data.dataset import PackedDataset
 from instruct_ray.data.plan import Plan, make_plan
+from instruct_ray.data.templates import make_renderer
 from instruct_ray.errors import InputError
 from instruct_ray.tracking import TrackedRun
 from instruct_ray.training.loop import TrainJob, train_loop_per_worker
@@ -39,7 +40,7 @@ class Tuned:
 def plan_of(config: Config, dataset: PackedDataset) -> Plan:
     """The plan of a run over its packs."""
     train = config.train
-    return make_plan(dataset.num_packs, dataset.num_train, train.examples_per_step, train.epochs, config.run.seed)
+    return make_plan(dataset.row_groups, dataset.num_train, train.examples_per_step, train.epochs, config.run.seed)
 
 
 def tune(config: Config, status: Callable[[str], None], start_ray: Callable[[], None]) -> Tuned:

@@ -9,7 +9,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from transformers import PreTrainedTokenizerFast
 
-from instruct_ray.data.contract import Contract, Message, Renderer, load_renderer, make_renderer
+from instruct_ray.data.contract import Contract, Message
+from instruct_ray.data.rendering import Renderer, load_renderer
+from instruct_ray.data.templates import make_renderer
 from instruct_ray.errors import InputError
 
 CONTROL = ["<|im_start|>", "<|im_end|>", "<|endoftext|>"]

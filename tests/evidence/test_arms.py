@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from instruct_ray.config import Config
-from instruct_ray.data.contract import make_renderer
+from instruct_ray.data.templates import make_renderer
 from instruct_ray.data.triples import Triple
 from instruct_ray.evidence.arms import choose_examples, make_arms
 

@@ -9,7 +9,7 @@ import pytest
 
 from instruct_ray import base
 from instruct_ray.config import load
-from instruct_ray.data.contract import make_renderer
+from instruct_ray.data.templates import make_renderer
 from instruct_ray.data.triples import Triple, parse, read_rows
 
 ROOT = Path(__file__).parents[2]

@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from instruct_ray.config import Config
-from instruct_ray.data.contract import load_renderer
+from instruct_ray.data.rendering import load_renderer
 from instruct_ray.data.prepare import find, prepare
 from instruct_ray.errors import InputError
 from instruct_ray.inference.loading import load_for_inference

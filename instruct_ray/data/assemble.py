@@ -1,0 +1,96 @@
+"""Second pass of prepare: a shard of rendered rows -> its packs in one Parquet file, and each row's fate."""
+
+import hashlib
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from instruct_ray.data.dataset import shard_file, write_packs
+from instruct_ray.data.ledger import Entry, Fate, Ledger
+from instruct_ray.data.near_duplicates import HeldOut
+from instruct_ray.data.packing import Example, Pack, pack
+from instruct_ray.data.spool import Row, read_shard
+
+
+@dataclass(frozen=True)
+class Assemble:
+    """What every task of the pass needs to know."""
+
+    folder: Path
+    spool: Path
+    files: tuple[str, ...]
+    pack_tokens: int
+    seed: int
+
+
+@dataclass(frozen=True)
+class Assembled:
+    """What a task has done."""
+
+    shard: int
+    fates: dict[str, int]
+    num_cut: int
+    num_examples: int
+    num_packs: int
+    num_tokens: int
+    num_computed_tokens: int
+    num_trained_tokens: int
+
+
+def assemble(shard: int, job: Assemble, held_out: HeldOut | None) -> Assembled:
+    """Drop duplicates, order the rows by group, pack them, and write packs and ledger."""
+    ledger = Ledger(job.files)
+    rows = list(_unique_rows(read_shard(job.spool, shard), held_out, ledger))
+    examples = _in_order(rows, job.seed)
+    packs = sorted(pack(examples, job.pack_tokens), key=lambda made: _hash(job.seed, "/".join(made["row_ids"])))
+    if packs:
+        write_packs(job.folder / shard_file(shard), packs, job.pack_tokens)
+    ledger.write(job.folder / "ledger" / f"shard-{shard:06d}.parquet")
+    return Assembled(
+        shard=shard,
+        fates=ledger.counts,
+        num_cut=ledger.num_cut,
+        num_examples=len(examples),
+        num_packs=len(packs),
+        num_tokens=sum(made["num_tokens"] for made in packs),
+        num_computed_tokens=sum(len(made["input_ids"]) for made in packs),
+        num_trained_tokens=sum(made["num_trained"] for made in packs),
+    )
+
+
+def _unique_rows(rows: Iterator[Row], held_out: HeldOut | None, ledger: Ledger) -> Iterator[Row]:
+    """Rows that are trained on; the ledger gets the fate of all."""
+    seen: set[bytes] = set()
+    resembling: dict[str, bool] = {}
+    for row in rows:
+        fate: Fate = "trained"
+        if row.content in seen:
+            fate = "duplicate"
+        elif held_out is not None:
+            if row.split_key not in resembling:
+                resembling[row.split_key] = held_out.resembles(row.split_key)
+            fate = "near_duplicate" if resembling[row.split_key] else "trained"
+        seen.add(row.content)
+        copies = row.copies if fate == "trained" else 0
+        ledger.add(
+            Entry(row.row_id, row.digest, fate, copies=copies, num_tokens=row.num_tokens, was_cut=row.was_cut)
+        )
+        if fate == "trained":
+            yield row
+
+
+def _in_order(rows: list[Row], seed: int) -> list[Example]:
+    """Rows of a group, which share their prompt up to the input, lie together, shuffled among themselves; a row's
+    copies are shuffled like rows, and the turns of a chat stay together."""
+    copies = [(row, f"{row.row_id}#{copy + 1}" if copy else row.row_id) for row in rows for copy in range(row.copies)]
+    copies.sort(key=lambda item: (_hash(seed, str(item[0].group)), _hash(seed, item[1])))
+    examples: list[Example] = []
+    for row, name in copies:
+        suffix = name.removeprefix(row.row_id)
+        examples += (replace(e, row_id=e.row_id + suffix) for e in row.examples) if suffix else row.examples
+    return examples
+
+
+def _hash(seed: int, text: str) -> bytes:
+    return hashlib.blake2b(f"{seed}:{text}".encode(), digest_size=8).digest()

@@ -1,0 +1,195 @@
+"""First pass of prepare: a chunk of a file -> rendered rows, dealt to shards, and the fate of those that go no further."""
+
+import hashlib
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import lru_cache
+from itertools import islice
+from pathlib import Path
+
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
+
+from instruct_ray.config import DataConfig
+from instruct_ray.data import readers
+from instruct_ray.data.contract import Contract
+from instruct_ray.data.fitting import Fitted, TooLong, fit
+from instruct_ray.data.ledger import Entry, Ledger, split_row_id
+from instruct_ray.data.readers import Record, RowError
+from instruct_ray.data.rendering import Renderer
+from instruct_ray.data.sources import Chunk, SourceFile
+from instruct_ray.data.spool import Row, TestRow, write_piece, write_test_rows
+from instruct_ray.data.statistics import Statistics
+from instruct_ray.data.triples import Triple, parse
+
+# Rows tokenised together, and rows held before they are written: both bound memory, whatever the size of the data.
+ROWS_PER_BATCH = 512
+ROWS_PER_PIECE = 20_000
+# Rows of the sources that are looked at to find groups too large for one shard.
+SAMPLED_CHUNKS = 64
+ROWS_PER_SAMPLE = 256
+MAX_NAMED_ROWS = 3
+
+
+@dataclass(frozen=True)
+class Ingest:
+    """What every task of the pass needs to know."""
+
+    data: DataConfig
+    seed: int
+    base: Path
+    contract: Contract
+    files: tuple[SourceFile, ...]
+    folder: Path
+    """Where the ledger is written."""
+    spool: Path
+    """Where rows are written for the second pass."""
+    num_shards: int
+    spread_groups: frozenset[int]
+    """Groups that are dealt to all shards, being too large for one."""
+
+    def shard_of(self, group: int, content: bytes) -> int:
+        """Rows of a group meet in one shard, exact duplicates always."""
+        key = int.from_bytes(content[:8], "big") if group in self.spread_groups else group
+        return key % self.num_shards
+
+
+@dataclass
+class Ingested:
+    """What a task has done."""
+
+    num_read: int = 0
+    fates: dict[str, int] = field(default_factory=dict)
+    """Rows that go no further, by fate."""
+    reasons: Counter[str] = field(default_factory=Counter)
+    """Rows that can't be used, by reason."""
+    bad: list[tuple[int, int, str]] = field(default_factory=list)
+    """The first of them: file, position, what is wrong."""
+    num_rows: int = 0
+    """Rows on their way to a pack."""
+    num_test: int = 0
+    statistics: Statistics = field(default_factory=Statistics)
+
+
+def group_key(triple: Triple) -> int:
+    """A hash of what a group's rows have in common."""
+    text = "\x1e".join(triple.group).encode()
+    return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "big")
+
+
+def find_spread_groups(chunks: Sequence[Chunk], data: DataConfig, num_shards: int) -> frozenset[int]:
+    """Groups that would fill more than half a shard, judged by the first rows of chunks all over the data."""
+    if num_shards == 1:
+        return frozenset()
+    counts: Counter[int] = Counter()
+    step = -(-len(chunks) // SAMPLED_CHUNKS)
+    for chunk in chunks[::step]:
+        for record in islice(readers.read(chunk, data.max_row_bytes), ROWS_PER_SAMPLE):
+            try:
+                counts[group_key(parse(record.value, "", data.sources[chunk.file.source]))] += 1
+            except RowError:
+                continue
+    return frozenset(group for group, count in counts.items() if count > 0.5 * counts.total() / num_shards)
+
+
+def ingest(chunk: Chunk, job: Ingest) -> Ingested:
+    """Read, check, split and tokenise a chunk; write what goes on."""
+    task = _Task(job, chunk)
+    records = readers.read(chunk, job.data.max_row_bytes)
+    while batch := list(islice(records, ROWS_PER_BATCH)):
+        task.add(batch)
+    return task.finish()
+
+
+class _Task:
+    """The state of one call of `ingest`."""
+
+    def __init__(self, job: Ingest, chunk: Chunk) -> None:
+        self.job, self.chunk = job, chunk
+        self.source = job.data.sources[chunk.file.source]
+        self.renderer = Renderer(_tokenizer(job.base), job.contract)
+        self.ledger = Ledger([file.uri for file in job.files])
+        self.done = Ingested()
+        self.num_pieces = 0
+        self.shards: list[list[Row]] = [[] for _ in range(job.num_shards)]
+        self.num_held = 0
+        self.test: list[TestRow] = []
+
+    def add(self, records: Sequence[Record]) -> None:
+        """Take records to a shard, the held-out side, or the ledger."""
+        self.done.num_read += len(records)
+        row_ids: list[str] = []
+        triples: list[Triple] = []
+        digests: list[bytes] = []
+        for record in records:
+            row_id = f"{self.chunk.file.number}:{record.position}"
+            try:
+                triple = parse(record.value, row_id, self.source)
+            except RowError as error:
+                self._refuse(row_id, record.digest, error)
+            else:
+                row_ids.append(row_id), triples.append(triple), digests.append(record.digest)
+        fitted = fit(self.renderer, row_ids, triples, self.job.data)
+        for row_id, digest, result in zip(row_ids, digests, fitted, strict=True):
+            if isinstance(result, RowError):
+                self._refuse(row_id, digest, result)
+            elif isinstance(result, TooLong):
+                self.ledger.add(Entry(row_id, digest, "too_long", num_tokens=result.num_tokens))
+            else:
+                self._keep(row_id, digest, result)
+        if self.num_held >= ROWS_PER_PIECE:
+            self._write_piece()
+
+    def finish(self) -> Ingested:
+        """Write what is left."""
+        self._write_piece()
+        self.ledger.write(self.job.folder / "ledger" / f"ingest-{self.chunk.number:06d}.parquet")
+        self.done.fates = self.ledger.counts
+        return self.done
+
+    def _refuse(self, row_id: str, digest: bytes, error: RowError) -> None:
+        self.done.reasons[error.reason] += 1
+        if len(self.done.bad) < MAX_NAMED_ROWS:
+            self.done.bad.append((*split_row_id(row_id), error.detail))
+        self.ledger.add(Entry(row_id, digest, "quarantined", error.reason, error.detail))
+
+    def _keep(self, row_id: str, digest: bytes, fitted: Fitted) -> None:
+        triple, content = fitted.triple, fitted.triple.content_digest
+        if triple.is_test(self.job.data.test_fraction):
+            self.done.num_test += 1
+            self.test.append(TestRow(row_id, digest, content, fitted.num_tokens, triple))
+            return
+        copies = num_copies(self.source.weight, self.job.seed, row_id)
+        if not copies:
+            self.ledger.add(Entry(row_id, digest, "left_out", num_tokens=fitted.num_tokens))
+            return
+        group = group_key(triple)
+        key = triple.split_key if self.job.data.near_duplicates is not None else ""
+        row = Row(row_id, digest, content, group, key, copies, fitted.was_cut, fitted.num_tokens, fitted.examples)
+        self.shards[self.job.shard_of(group, content)].append(row)
+        self.num_held += 1
+        self.done.num_rows += 1
+        self.done.statistics.add(triple, fitted.examples)
+
+    def _write_piece(self) -> None:
+        name = f"{self.chunk.number:06d}-{self.num_pieces:04d}.arrow"
+        if self.num_held:
+            write_piece(self.job.spool / f"piece-{name}", self.shards)
+        if self.test:
+            write_test_rows(self.job.spool / f"test-{name}", self.test)
+        self.shards = [[] for _ in range(self.job.num_shards)]
+        self.test, self.num_held = [], 0
+        self.num_pieces += 1
+
+
+def num_copies(weight: float, seed: int, row_id: str) -> int:
+    """How often an epoch trains a row: the whole part of the weight, and its fraction by a seeded hash."""
+    digest = hashlib.blake2b(f"{seed}:{row_id}".encode(), digest_size=8).digest()
+    return int(weight) + (int.from_bytes(digest, "big") < (weight - int(weight)) * 2**64)
+
+
+@lru_cache(maxsize=1)
+def _tokenizer(base: Path) -> PreTrainedTokenizerBase:
+    """One load for all tasks of a worker process."""
+    tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(base)
+    return tokenizer

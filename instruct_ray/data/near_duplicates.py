@@ -1,0 +1,41 @@
+"""Near duplicates of held-out rows: MinHash over pieces of text, found by locality-sensitive hashing.
+
+Broder, "On the resemblance and containment of documents" (1997); the index is datasketch's.
+"""
+
+import zlib
+from collections.abc import Iterable
+
+from datasketch import MinHash, MinHashLSH
+
+NUM_PERMUTATIONS = 128
+PIECE_CHARACTERS = 5
+# Drawing the permutations costs more than applying them, so signatures are copies of one that has them. crc32 spreads
+# pieces of a few characters well enough, and is the fastest hash there is.
+BLANK = MinHash(NUM_PERMUTATIONS, hashfunc=zlib.crc32)
+
+
+class HeldOut:
+    """The held-out texts, to be asked whether another one resembles any of them."""
+
+    def __init__(self, texts: Iterable[str], similarity: float) -> None:
+        self._similarity = similarity
+        self._signatures: dict[int, MinHash] = {}
+        self._index = MinHashLSH(threshold=similarity, num_perm=NUM_PERMUTATIONS)
+        for number, text in enumerate(dict.fromkeys(texts)):
+            self._signatures[number] = _signature(text)
+            self._index.insert(number, self._signatures[number])
+
+    def resembles(self, text: str) -> bool:
+        """Whether the estimated Jaccard similarity to a held-out text reaches the threshold."""
+        signature = _signature(text)
+        candidates = self._index.query(signature)
+        return any(self._signatures[number].jaccard(signature) >= self._similarity for number in candidates)
+
+
+def _signature(text: str) -> MinHash:
+    """MinHash of the text's overlapping pieces."""
+    size = max(1, len(text) - PIECE_CHARACTERS + 1)
+    signature = BLANK.copy()
+    signature.update_batch([text[start : start + PIECE_CHARACTERS].encode() for start in range(size)])
+    return signature
