@@ -7,29 +7,67 @@ from pathlib import Path
 
 from instruct_ray.config import Config, load
 from instruct_ray.errors import exit_codes
-from instruct_ray.registry.versions import Registry
-from instruct_ray.tracking import existing_registry
+
+DEFAULT_ROWS = 5
+PLAIN_WIDTH = 160
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Entry point of `instruct-ray`."""
+    chosen = _parser().parse_args(arguments)
+    with exit_codes():
+        if chosen.command == "schema":
+            print(json.dumps(Config.model_json_schema(), indent=2))
+        elif chosen.command == "preview":
+            _preview(load(chosen.config, chosen.overrides), chosen.num_rows)
+        else:
+            _move_alias(load(chosen.config), chosen.version if chosen.command == "promote" else None)
+
+
+def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="instruct-ray", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
     commands.add_parser("schema", help="print the JSON schema of the config file, for editors")
+    preview = commands.add_parser("preview", help="show rows as the model will see them, and how they are packed")
+    preview.add_argument("--config", type=Path, required=True, help="YAML file, see jobs/configs")
+    preview.add_argument("-n", dest="num_rows", type=int, default=DEFAULT_ROWS, metavar="ROWS", help="rows to show")
+    preview.add_argument("overrides", nargs="*", metavar="section.key=value", help="values that replace the file's")
     for name, text in (("promote", "point the alias to a version"), ("rollback", "point it to the one before")):
         command = commands.add_parser(name, help=text)
         command.add_argument("--config", type=Path, required=True)
         if name == "promote":
             command.add_argument("version", help="number of the version")
-    chosen = parser.parse_args(arguments)
-    with exit_codes():
-        if chosen.command == "schema":
-            print(json.dumps(Config.model_json_schema(), indent=2))
-            return
-        config = load(chosen.config)
-        registry, name, alias = Registry(existing_registry(config)), config.registry.name, config.registry.alias
-        if chosen.command == "promote":
-            registry.promote(name, alias, chosen.version)
-        else:
-            registry.rollback(name, alias)
-        print(f"models:/{name}@{alias} is version {registry.aliases(name)[alias]}")
+    return parser
+
+
+def _preview(config: Config, num_rows: int) -> None:
+    """Show the first rows of the sources."""
+    # All heavy, and only for this.
+    from rich.console import Console  # noqa: PLC0415
+
+    from instruct_ray.console import Status  # noqa: PLC0415
+
+    with Status("preview") as status:
+        status("loading libraries")
+        from instruct_ray.data.drawing import draw  # noqa: PLC0415
+        from instruct_ray.data.preview import preview  # noqa: PLC0415
+
+        status(f"reading {len(config.data.sources)} source(s)")
+        found = preview(config, num_rows)
+    console = Console(highlight=False)
+    # Lines of a file have no width to be broken at, only trees need one.
+    draw(found, console if console.is_terminal else Console(highlight=False, soft_wrap=True, width=PLAIN_WIDTH))
+
+
+def _move_alias(config: Config, version: str | None) -> None:
+    """Point the alias to a version, or to the one before."""
+    # Seconds of libraries: the other commands answer at once.
+    from instruct_ray.registry.versions import Registry  # noqa: PLC0415
+    from instruct_ray.tracking import existing_registry  # noqa: PLC0415
+
+    registry, name, alias = Registry(existing_registry(config)), config.registry.name, config.registry.alias
+    if version is None:
+        registry.rollback(name, alias)
+    else:
+        registry.promote(name, alias, version)
+    print(f"models:/{name}@{alias} is version {registry.aliases(name)[alias]}")

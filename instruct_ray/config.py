@@ -1,14 +1,14 @@
 """YAML + `section.key=value` -> Config: every option of the system, checked before anything starts."""
 
-import difflib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, ValidationError, field_validator
 from pydantic.functional_validators import AfterValidator, BeforeValidator
 
+from instruct_ray.config_errors import explain
 from instruct_ray.errors import InputError
 
 
@@ -70,8 +70,11 @@ class SourceConfig(Section):
     """Where rows come from, and what they look like; a plain string in `data.sources` is its `path`."""
 
     path: str = Field(min_length=1)
-    """A file (`.jsonl`, `.json`, `.csv`, `.parquet`, each also `.gz` or `.zst`), a folder or glob of such files, a
-    folder that `datasets` saved, `hub:NAME` for a hub data set, or the same on an object store (`s3://…`, `gs://…`)."""
+    """A file (`.jsonl`, `.json`, `.csv`, each also with `.gz` or `.zst`, or `.parquet`), a folder or glob (`**` stands
+    for folders in folders) of such files, a folder that `datasets` saved, the same on an object store (`s3://…`,
+    `gs://…`), or `hub:NAME` for a hub data set. Keys come from the environment of every node (`AWS_ACCESS_KEY_ID`, …)
+    or a role; another server than Amazon's is named by `AWS_ENDPOINT_URL`, or in the URI, where it reaches all nodes:
+    `s3://bucket/key?endpoint_override=http://host:9000&region=us-east-1`."""
     format: Literal["auto", "triples", "messages", "sharegpt"] = "auto"
     """What a row is; `auto` decides by its columns."""
     columns: dict[ColumnName, str] = {}
@@ -222,8 +225,7 @@ def load(path: Path, overrides: Sequence[str] = ()) -> Config:
     try:
         return Config.model_validate(raw)
     except ValidationError as error:
-        problem = error.errors()[0]
-        raise InputError(f"{path}: {_explain(problem['loc'], problem['msg'], problem['type'])}") from None
+        raise InputError(f"{path}: {explain(error, Config)}") from None
 
 
 def _apply(raw: dict[str, Any], override: str) -> None:
@@ -242,30 +244,3 @@ def _apply(raw: dict[str, Any], override: str) -> None:
         target[leaf] = yaml.safe_load(value)
     except yaml.YAMLError:
         raise InputError(f"override {override!r}: the value is not YAML; quote it") from None
-
-
-def _explain(location: tuple[int | str, ...], message: str, kind: str) -> str:
-    key = ".".join(str(part) for part in location)
-    if kind == "extra_forbidden":
-        close = difflib.get_close_matches(str(location[-1]), _siblings(location), n=1)
-        return f"unknown key {key}" + (f"; did you mean {close[0]}?" if close else "")
-    if kind == "missing":
-        return f"{key} is missing"
-    return f"{key}: {message}"
-
-
-def _siblings(location: tuple[int | str, ...]) -> list[str]:
-    section: type[Section] = Config
-    for part in location[:-1]:
-        # A number is a place in a list, whose annotation already led to the section of its entries.
-        if isinstance(part, str):
-            section = _section_in(section.model_fields[part].annotation)
-    return list(section.model_fields)
-
-
-def _section_in(annotation: Any) -> type[Section]:
-    """The section that an annotation such as `tuple[Annotated[Section, …], ...]` or `Section | None` holds."""
-    if isinstance(annotation, type) and issubclass(annotation, Section):
-        return annotation
-    found = [_section_in(option) for option in get_args(annotation) if get_args(option) or isinstance(option, type)]
-    return next((section for section in found if section is not Section), Section)

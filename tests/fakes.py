@@ -7,3 +7,8 @@ def say_nothing(text: str) -> None:
 
 def no_start() -> None:
     """Starts no cluster: the fixture's is there."""
+
+
+def never_start() -> None:
+    """For what has to fail before a cluster starts."""
+    raise AssertionError("Ray was to be started")

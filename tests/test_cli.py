@@ -1,10 +1,31 @@
 """The operator's desk (promote and rollback are tested on a real registry in jobs/test_way.py)."""
 
 import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
 
 import pytest
+import yaml
 
 from instruct_ray import cli
+from instruct_ray.config import Config
+
+RUN = "import sys; from instruct_ray import cli; cli.main(sys.argv[1:]); print(*sys.modules, file=sys.stderr)"
+
+
+@pytest.fixture
+def config_file(make_config: Callable[..., Config], tmp_path: Path) -> Path:
+    path = tmp_path / "config.yaml"
+    path.write_text(yaml.safe_dump(make_config().model_dump(mode="json")))
+    return path
+
+
+def modules_after(*arguments: str) -> tuple[str, set[str]]:
+    """(what a command printed, the modules it imported)"""
+    done = subprocess.run([sys.executable, "-c", RUN, *arguments], capture_output=True, text=True, check=True)
+    return done.stdout, set(done.stderr.split())
 
 
 def test_the_schema_describes_every_section(capsys: pytest.CaptureFixture[str]) -> None:
@@ -12,3 +33,38 @@ def test_the_schema_describes_every_section(capsys: pytest.CaptureFixture[str]) 
     schema = json.loads(capsys.readouterr().out)
     assert schema["required"] == ["run", "model", "data", "registry"]
     assert schema["$defs"]["TrainConfig"]["properties"]["zero_stage"]["description"].startswith("DeepSpeed ZeRO")
+
+
+def test_the_schema_needs_no_heavy_library() -> None:
+    said, modules = modules_after("schema")
+    assert json.loads(said)
+    assert not modules & {"torch", "transformers", "ray", "mlflow", "pyarrow", "rich.console"}
+
+
+def test_a_preview_needs_no_ray_and_writes_nothing(config_file: Path, tmp_path: Path) -> None:
+    said, modules = modules_after("preview", "--config", str(config_file), "-n", "3", "data.pack_tokens=512")
+    assert not modules & {"ray", "deepspeed", "mlflow"}
+    assert "── 3. triples.jsonl, row " in said
+    assert "to compute in 1 pack of up to 512" in said
+    assert "\x1b" not in said
+    assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("data.sources=[/nowhere/x.jsonl]",), "no file /nowhere/x.jsonl"),
+        (("model.base=./nowhere",), "model.base: no folder ./nowhere"),
+        (("data.source=x",), "unknown key data.source; did you mean sources?"),
+        (("-n", "0"), "-n 0: from 1 to 1000 rows can be previewed"),
+    ],
+)
+def test_bad_input_is_one_line_and_exit_code_2(
+    config_file: Path, capsys: pytest.CaptureFixture[str], arguments: tuple[str, ...], message: str
+) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        cli.main(["preview", "--config", str(config_file), *arguments])
+    assert stopped.value.code == 2
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1
+    assert said.startswith("error: ") and message in said

@@ -61,6 +61,8 @@ def test_paths_become_absolute(config_file: Path) -> None:
         ("run.name.first=1", "name is a value, not a section"),
         ("train.epochs=[", "the value is not YAML"),
         ("data.sources=[]", "data.sources: "),
+        ("data.sources=[{path: a, weigth: 2}]", "unknown key data.sources.0.weigth; did you mean weight?"),
+        ("data.sources=[{path: a, columns: {question: q}}]", "data.sources.0.columns.question.[key]: Input should be"),
     ],
 )
 def test_bad_overrides_are_named(config_file: Path, override: str, message: str) -> None:

@@ -11,6 +11,7 @@ from instruct_ray.data.ledger import Entry, Fate, Ledger
 from instruct_ray.data.near_duplicates import HeldOut
 from instruct_ray.data.packing import Example, Pack, pack
 from instruct_ray.data.spool import Row, read_shard
+from instruct_ray.data.statistics import Statistics
 
 
 @dataclass(frozen=True)
@@ -36,13 +37,14 @@ class Assembled:
     num_tokens: int
     num_computed_tokens: int
     num_trained_tokens: int
+    statistics: Statistics
 
 
 def assemble(shard: int, job: Assemble, held_out: HeldOut | None) -> Assembled:
     """Drop duplicates, order the rows by group, pack them, and write packs and ledger."""
     ledger = Ledger(job.files)
     rows = list(_unique_rows(read_shard(job.spool, shard), held_out, ledger))
-    examples = _in_order(rows, job.seed)
+    examples = in_order(rows, job.seed)
     packs = sorted(pack(examples, job.pack_tokens), key=lambda made: _hash(job.seed, "/".join(made["row_ids"])))
     if packs:
         write_packs(job.folder / shard_file(shard), packs, job.pack_tokens)
@@ -56,7 +58,16 @@ def assemble(shard: int, job: Assemble, held_out: HeldOut | None) -> Assembled:
         num_tokens=sum(made["num_tokens"] for made in packs),
         num_computed_tokens=sum(len(made["input_ids"]) for made in packs),
         num_trained_tokens=sum(made["num_trained"] for made in packs),
+        statistics=_count(rows),
     )
+
+
+def _count(rows: list[Row]) -> Statistics:
+    statistics = Statistics()
+    for row in rows:
+        statistics.add(row.row_id, row.instruction, row.answer, row.examples)
+    statistics.trim()
+    return statistics
 
 
 def _unique_rows(rows: Iterator[Row], held_out: HeldOut | None, ledger: Ledger) -> Iterator[Row]:
@@ -80,7 +91,7 @@ def _unique_rows(rows: Iterator[Row], held_out: HeldOut | None, ledger: Ledger) 
             yield row
 
 
-def _in_order(rows: list[Row], seed: int) -> list[Example]:
+def in_order(rows: list[Row], seed: int) -> list[Example]:
     """Rows of a group, which share their prompt up to the input, lie together, shuffled among themselves; a row's
     copies are shuffled like rows, and the turns of a chat stay together."""
     copies = [(row, f"{row.row_id}#{copy + 1}" if copy else row.row_id) for row in rows for copy in range(row.copies)]

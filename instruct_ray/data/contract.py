@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, TypedDict
 
@@ -14,7 +14,14 @@ from instruct_ray.run import write_json
 # Raised only when the same chat would become other tokens.
 CONTRACT_VERSION = 1
 # Fields that came later: they count in the digest only where they change something, so old models keep theirs.
-NEUTRAL: dict[str, Any] = {"answer_prefix": "", "answer_suffix": "", "strips_answer": False, "template_options": {}}
+NEUTRAL: dict[str, Any] = {
+    "answer_prefix": "",
+    "answer_suffix": "",
+    "strips_answer": False,
+    "strips_left": "",
+    "strips_right": "",
+    "template_options": {},
+}
 
 
 class Message(TypedDict):
@@ -41,7 +48,11 @@ class Contract:
     answer_suffix: str = ""
     """What it puts between an answer and the stop token."""
     strips_answer: bool = False
-    """Whether it removes white space around an answer."""
+    """Whether it removes all white space around an answer."""
+    strips_left: str = ""
+    """Characters that it removes in front of an answer, where these are not all white space on both sides."""
+    strips_right: str = ""
+    """Characters that it removes behind an answer."""
     template_options: dict[str, Any] = field(default_factory=dict)
     """Variables that the template is rendered with."""
 
@@ -50,6 +61,20 @@ class Contract:
         """sha256 over all fields; travels with packs, model and version."""
         values = {name: value for name, value in asdict(self).items() if NEUTRAL.get(name, ...) != value}
         return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
+
+    @property
+    def standalone_template(self) -> str:
+        """The chat template for those who know nothing of a contract: it sets its variables itself."""
+        settings = [f"{{%- set {name} = {json.dumps(value)} %}}" for name, value in self.template_options.items()]
+        return "".join(settings) + self.chat_template
+
+    def stripped(self, answer: str) -> str:
+        """An answer without the white space that the template removes around it."""
+        if self.strips_answer:
+            return answer.strip()
+        if self.strips_left:
+            answer = answer.lstrip(self.strips_left)
+        return answer.rstrip(self.strips_right) if self.strips_right else answer
 
     def save(self, path: Path) -> None:
         """Write `contract.json`."""
@@ -60,15 +85,28 @@ class Contract:
         """Read `contract.json`.
 
         Raises:
-            InputError: there is none, or its content does not match its own digest.
+            InputError: there is none, it is damaged, its content does not match its own digest, or another version of
+                this system made it.
         """
         if not path.is_file():
             raise InputError(
                 f"{path}: no contract here; the model was not made by this system, or its folder is incomplete"
             )
-        values = json.loads(path.read_text())
-        digest = values.pop("digest")
+        try:
+            values = json.loads(path.read_text())
+            digest = values.pop("digest")
+        except (ValueError, KeyError, AttributeError, TypeError):
+            raise InputError(f"{path}: damaged: not a contract with its digest") from None
+        names = {known.name for known in fields(cls)}
+        if unknown := sorted(values.keys() - names):
+            raise InputError(f"{path}: made by a later version of this system, which also knows {', '.join(unknown)}")
+        if missing := sorted(names - values.keys() - NEUTRAL.keys()):
+            raise InputError(f"{path}: damaged: no {', '.join(missing)}")
         contract = cls(**values)
+        if contract.contract_version != CONTRACT_VERSION:
+            raise InputError(
+                f"{path}: contract version {contract.contract_version}, this system renders by {CONTRACT_VERSION}"
+            )
         if contract.digest != digest:
             raise InputError(
                 f"{path}: contract {contract.digest[:12]} does not match its recorded digest {digest[:12]}"

@@ -5,12 +5,12 @@ from dataclasses import dataclass, replace
 
 from instruct_ray.config import DataConfig
 from instruct_ray.data.packing import Example
-from instruct_ray.data.readers import RowError
+from instruct_ray.data.records import RowError
 from instruct_ray.data.rendering import Renderer
 from instruct_ray.data.triples import Triple
 
-# Cutting text changes how its end is tokenised, so the first cut may leave a token or two too many.
-MAX_CUTS = 4
+# Cutting text changes how its end is tokenised, so a cut may leave a token or two too many.
+MAX_CUTS = 8
 
 
 @dataclass(frozen=True)
@@ -19,6 +19,9 @@ class Fitted:
 
     triple: Triple
     """As it is trained: its input may be shorter than the source's."""
+    original: Triple
+    """As the source has it: decides whether it is held out, so that rows of one input, cut to lengths of their own, are
+    on one side."""
     examples: list[Example]
     was_cut: bool
 
@@ -44,7 +47,7 @@ def fit(
         if isinstance(examples, RowError):
             results.append(examples)
         elif num_over(examples, data) <= 0:
-            results.append(Fitted(triple, examples, was_cut=False))
+            results.append(Fitted(triple, triple, examples, was_cut=False))
         elif data.too_long == "cut" and triple.input and not triple.history:
             results.append(_cut(renderer, row_id, triple, examples, data))
         else:
@@ -74,11 +77,12 @@ def _cut(
         num_kept = len(encoding["input_ids"]) - num_over(examples, data)
         if num_kept < 1:
             break
-        shorter = replace(shorter, input=shorter.input[: encoding["offset_mapping"][num_kept - 1][1]].rstrip())
+        # Where the first token too many begins: one that shares its character with the last one kept takes it along.
+        shorter = replace(shorter, input=shorter.input[: encoding["offset_mapping"][num_kept][0]].rstrip())
         [rendered] = renderer.examples([row_id], [shorter])
         if isinstance(rendered, RowError) or not shorter.input:
             break
         examples = rendered
         if num_over(examples, data) <= 0:
-            return Fitted(shorter, list(examples), was_cut=True)
+            return Fitted(shorter, triple, list(examples), was_cut=True)
     return TooLong(num_tokens)

@@ -15,11 +15,11 @@ from instruct_ray.data import readers
 from instruct_ray.data.contract import Contract
 from instruct_ray.data.fitting import Fitted, TooLong, fit
 from instruct_ray.data.ledger import Entry, Ledger, split_row_id
-from instruct_ray.data.readers import Record, RowError
+from instruct_ray.data.records import Record, RowError
 from instruct_ray.data.rendering import Renderer
 from instruct_ray.data.sources import Chunk, SourceFile
 from instruct_ray.data.spool import Row, TestRow, write_piece, write_test_rows
-from instruct_ray.data.statistics import Statistics
+from instruct_ray.data.statistics import countable
 from instruct_ray.data.triples import Triple, parse
 
 # Rows tokenised together, and rows held before they are written: both bound memory, whatever the size of the data.
@@ -68,7 +68,6 @@ class Ingested:
     num_rows: int = 0
     """Rows on their way to a pack."""
     num_test: int = 0
-    statistics: Statistics = field(default_factory=Statistics)
 
 
 def group_key(triple: Triple) -> int:
@@ -84,7 +83,7 @@ def find_spread_groups(chunks: Sequence[Chunk], data: DataConfig, num_shards: in
     counts: Counter[int] = Counter()
     step = -(-len(chunks) // SAMPLED_CHUNKS)
     for chunk in chunks[::step]:
-        for record in islice(readers.read(chunk, data.max_row_bytes), ROWS_PER_SAMPLE):
+        for record in islice(readers.read(chunk, data), ROWS_PER_SAMPLE):
             try:
                 counts[group_key(parse(record.value, "", data.sources[chunk.file.source]))] += 1
             except RowError:
@@ -95,7 +94,7 @@ def find_spread_groups(chunks: Sequence[Chunk], data: DataConfig, num_shards: in
 def ingest(chunk: Chunk, job: Ingest) -> Ingested:
     """Read, check, split and tokenise a chunk; write what goes on."""
     task = _Task(job, chunk)
-    records = readers.read(chunk, job.data.max_row_bytes)
+    records = readers.read(chunk, job.data)
     while batch := list(islice(records, ROWS_PER_BATCH)):
         task.add(batch)
     return task.finish()
@@ -128,7 +127,9 @@ class _Task:
             except RowError as error:
                 self._refuse(row_id, record.digest, error)
             else:
-                row_ids.append(row_id), triples.append(triple), digests.append(record.digest)
+                row_ids.append(row_id)
+                triples.append(triple)
+                digests.append(record.digest)
         fitted = fit(self.renderer, row_ids, triples, self.job.data)
         for row_id, digest, result in zip(row_ids, digests, fitted, strict=True):
             if isinstance(result, RowError):
@@ -137,7 +138,7 @@ class _Task:
                 self.ledger.add(Entry(row_id, digest, "too_long", num_tokens=result.num_tokens))
             else:
                 self._keep(row_id, digest, result)
-        if self.num_held >= ROWS_PER_PIECE:
+        if self.num_held + len(self.test) >= ROWS_PER_PIECE:
             self._write_piece()
 
     def finish(self) -> Ingested:
@@ -155,9 +156,9 @@ class _Task:
 
     def _keep(self, row_id: str, digest: bytes, fitted: Fitted) -> None:
         triple, content = fitted.triple, fitted.triple.content_digest
-        if triple.is_test(self.job.data.test_fraction):
+        if fitted.original.is_test(self.job.data.test_fraction):
             self.done.num_test += 1
-            self.test.append(TestRow(row_id, digest, content, fitted.num_tokens, triple))
+            self.test.append(TestRow(row_id, digest, content, fitted.num_tokens, fitted.was_cut, triple))
             return
         copies = num_copies(self.source.weight, self.job.seed, row_id)
         if not copies:
@@ -165,11 +166,13 @@ class _Task:
             return
         group = group_key(triple)
         key = triple.split_key if self.job.data.near_duplicates is not None else ""
-        row = Row(row_id, digest, content, group, key, copies, fitted.was_cut, fitted.num_tokens, fitted.examples)
+        counted = countable(triple)
+        row = Row(
+            row_id, digest, content, group, key, copies, fitted.was_cut, fitted.num_tokens, *counted, fitted.examples
+        )
         self.shards[self.job.shard_of(group, content)].append(row)
         self.num_held += 1
         self.done.num_rows += 1
-        self.done.statistics.add(triple, fitted.examples)
 
     def _write_piece(self) -> None:
         name = f"{self.chunk.number:06d}-{self.num_pieces:04d}.arrow"

@@ -75,8 +75,8 @@ class Ledger:
 
     @property
     def num_cut(self) -> int:
-        """Rows whose input was cut."""
-        return sum(entry.was_cut for entry in self._entries)
+        """Rows trained or tested with an input that was cut."""
+        return sum(entry.was_cut and entry.fate in ("trained", "test") for entry in self._entries)
 
     def write(self, path: Path) -> None:
         """Write the entries as Parquet."""
@@ -105,7 +105,7 @@ def split_row_id(row_id: str) -> tuple[int, int]:
 
 def total(counts: Iterable[dict[str, int]]) -> dict[str, int]:
     """Counts of several tasks added; every fate is named."""
-    totals = Counter(dict.fromkeys(FATES, 0))
+    totals: Counter[str] = Counter()
     for one in counts:
         totals.update(one)
     return {fate: totals[fate] for fate in FATES}

@@ -21,7 +21,8 @@ class HeldOut:
     def __init__(self, texts: Iterable[str], similarity: float) -> None:
         self._similarity = similarity
         self._signatures: dict[int, MinHash] = {}
-        self._index = MinHashLSH(threshold=similarity, num_perm=NUM_PERMUTATIONS)
+        # Candidates are compared afterwards, so one too many costs time, and one too few a leak.
+        self._index = MinHashLSH(threshold=similarity, num_perm=NUM_PERMUTATIONS, weights=(0.1, 0.9))
         for number, text in enumerate(dict.fromkeys(texts)):
             self._signatures[number] = _signature(text)
             self._index.insert(number, self._signatures[number])
@@ -36,6 +37,7 @@ class HeldOut:
 def _signature(text: str) -> MinHash:
     """MinHash of the text's overlapping pieces."""
     size = max(1, len(text) - PIECE_CHARACTERS + 1)
+    pieces = {text[start : start + PIECE_CHARACTERS] for start in range(size)}
     signature = BLANK.copy()
-    signature.update_batch([text[start : start + PIECE_CHARACTERS].encode() for start in range(size)])
+    signature.update_batch([piece.encode() for piece in pieces])
     return signature

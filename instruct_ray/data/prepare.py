@@ -14,22 +14,23 @@ from pathlib import Path
 from typing import Any
 
 import ray
-import ray.data
 
 from instruct_ray import base, run
 from instruct_ray.config import Config
-from instruct_ray.data import ledger, readers, sources
+from instruct_ray.data import ledger, report, sources
 from instruct_ray.data.assemble import Assemble, Assembled, assemble
 from instruct_ray.data.contract import Contract
 from instruct_ray.data.dataset import MANIFEST, PackedDataset, shard_file
 from instruct_ray.data.ingest import Ingest, Ingested, find_spread_groups, ingest
-from instruct_ray.data.ledger import Entry, Ledger
+from instruct_ray.data.ledger import Entry, Fate, Ledger
 from instruct_ray.data.near_duplicates import HeldOut
 from instruct_ray.data.rendering import Renderer
-from instruct_ray.data.sources import SourceFile
+from instruct_ray.data.sources import Chunk, SourceFile
 from instruct_ray.data.spool import TestRow, read_test_rows
 from instruct_ray.data.statistics import Statistics
+from instruct_ray.data.tasks import run_each
 from instruct_ray.data.templates import make_renderer
+from instruct_ray.data.usable import check_bad_rows, check_first_rows
 from instruct_ray.errors import InputError
 
 # Text whose rows are sorted and packed together, in one task: bounds its memory.
@@ -105,10 +106,12 @@ def prepare(config: Config, start_ray: Callable[[], None]) -> Prepared:
         return Prepared(PackedDataset.open(target), already_done=True)
     if _finished(folder):
         raise InputError(f"{folder.packs} was made from other source files or another base; take another run.name")
+    chunks = sources.chunks(files)
+    check_first_rows(files, chunks, config.data)
     start_ray()
     with run.complete_folder(target) as unfinished:
-        made = _make(config, files, base_folder, renderer, unfinished)
-        names = [Path(file.uri).name for file in files]
+        made = _make(config, files, chunks, base_folder, renderer, unfinished)
+        names = [file.name for file in files]
         manifest = {
             "digest": digest,
             "contract_digest": renderer.contract.digest,
@@ -121,25 +124,34 @@ def prepare(config: Config, start_ray: Callable[[], None]) -> Prepared:
 
 
 def _make(
-    config: Config, files: list[SourceFile], base_folder: Path, renderer: Renderer, unfinished: Path
+    config: Config,
+    files: list[SourceFile],
+    chunks: list[Chunk],
+    base_folder: Path,
+    renderer: Renderer,
+    unfinished: Path,
 ) -> dict[str, Any]:
     """Both passes; returns the counts."""
     folder = run.RunFolder.of(config)
     spool = unfinished / "spool"
     spool.mkdir()
     num_shards = -(-sum(file.num_text_bytes for file in files) // SHARD_BYTES)
-    ingested = _ingest(config, files, base_folder, renderer.contract, unfinished, spool, num_shards)
+    ingested = _ingest(config, files, chunks, base_folder, renderer.contract, unfinished, spool, num_shards)
     num_read = sum(done.num_read for done in ingested)
     reasons = sum((done.reasons for done in ingested), Counter[str]())
-    _check_rows(config, files, ingested, reasons, num_read)
+    check_bad_rows(files, config.data, reasons, num_read, [row for done in ingested for row in done.bad])
 
-    test, test_fates = _hold_out(spool, [file.uri for file in files], unfinished)
+    test, test_fates, num_cut = _hold_out(spool, [file.uri for file in files], unfinished)
     if not test:
-        raise InputError(f"data.test_fraction={config.data.test_fraction}: no row is held out; give more rows")
+        others = ", ".join(f"{count} {fate}" for fate, count in _fates(ingested).items() if count)
+        raise InputError(
+            f"data.test_fraction={config.data.test_fraction}: no row is held out of {num_read} read"
+            f"{f' ({others})' if others else ''}; give more rows"
+        )
     similarity = config.data.near_duplicates
     held_out = None if similarity is None else HeldOut((row.triple.split_key for row in test), similarity)
     assembled = _assemble(config, files, unfinished, spool, num_shards, held_out)
-    fates = ledger.total([*(done.fates for done in ingested), test_fates, *(done.fates for done in assembled)])
+    fates = ledger.total([_fates(ingested), test_fates, *(done.fates for done in assembled)])
     ledger.check_complete(fates, num_read)
     if not fates["trained"]:
         raise InputError("data.sources: no row is left to train on")
@@ -149,20 +161,21 @@ def _make(
     lines = (json.dumps(row.triple.dump() | {"id": row.triple.id}, ensure_ascii=False) for row in test)
     run.write_text(folder.test, "".join(line + "\n" for line in lines))
     renderer.contract.save(folder.contract)
-    statistics = Statistics()
-    for done in ingested:
-        statistics.merge(done.statistics)
-    run.write_json(unfinished / "statistics.json", statistics.dump())
-    return {
+    counts = {
         "num_read": num_read,
         "fates": fates,
         "quarantine_reasons": dict(sorted(reasons.items())),
-        "num_cut": sum(done.num_cut for done in assembled),
+        "num_cut": num_cut + sum(done.num_cut for done in assembled),
         "num_train": fates["trained"],
         "num_test": len(test),
         **{name: sum(getattr(done, name) for done in assembled) for name in _TOTALS},
         "files": {shard_file(done.shard): done.num_packs for done in assembled if done.num_packs},
     }
+    statistics = Statistics()
+    for done in assembled:
+        statistics.merge(done.statistics)
+    report.write(unfinished, counts, statistics, files, config.data.pack_tokens, renderer)
+    return counts
 
 
 _TOTALS = ("num_examples", "num_packs", "num_tokens", "num_computed_tokens", "num_trained_tokens")
@@ -171,6 +184,7 @@ _TOTALS = ("num_examples", "num_packs", "num_tokens", "num_computed_tokens", "nu
 def _ingest(
     config: Config,
     files: list[SourceFile],
+    chunks: list[Chunk],
     base_folder: Path,
     contract: Contract,
     folder: Path,
@@ -178,14 +192,10 @@ def _ingest(
     num_shards: int,
 ) -> list[Ingested]:
     """The first pass, over chunks of files."""
-    chunks = sources.chunks(files)
     spread = find_spread_groups(chunks, config.data, num_shards)
     job = Ingest(config.data, config.run.seed, base_folder, contract, tuple(files), folder, spool, num_shards, spread)
 
-    def work(row: dict[str, Any]) -> dict[str, Any]:
-        return {"number": row["number"], "done": ingest(chunks[row["number"]], job)}
-
-    return [row["done"] for row in _each(len(chunks), work)]
+    return run_each(len(chunks), lambda number: ingest(chunks[number], job))
 
 
 def _assemble(
@@ -196,41 +206,24 @@ def _assemble(
     job = Assemble(folder, spool, uris, config.data.pack_tokens, config.run.seed)
     shared = ray.put(held_out)
 
-    def work(row: dict[str, Any]) -> dict[str, Any]:
-        return {"number": row["number"], "done": assemble(row["number"], job, ray.get(shared))}
-
-    return [row["done"] for row in _each(num_shards, work)]
+    return run_each(num_shards, lambda number: assemble(number, job, ray.get(shared)))
 
 
-def _each(count: int, work: Callable[[dict[str, Any]], dict[str, Any]]) -> list[dict[str, Any]]:
-    """Run `work` on each number in a Ray Data task of its own; results come in the order of the numbers."""
-    numbers = ray.data.from_items([{"number": number} for number in range(count)], override_num_blocks=count)
-    return sorted(numbers.map(work).take_all(), key=lambda row: int(row["number"]))
-
-
-def _check_rows(
-    config: Config, files: Sequence[SourceFile], ingested: Sequence[Ingested], reasons: Counter[str], num_read: int
-) -> None:
-    if num_read == 0:
-        raise InputError(f"data.sources: no rows in {', '.join(file.uri for file in files)}")
-    bad = [place for done in ingested for place in done.bad][:3]
-    examples = [
-        f"{files[number].uri}: row {readers.row_number(files[number], position)} {detail}"
-        for number, position, detail in bad
-    ]
-    ledger.check_bad_fraction(reasons, num_read, config.data.max_bad_fraction, examples)
-
-
-def _hold_out(spool: Path, uris: Sequence[str], folder: Path) -> tuple[list[TestRow], dict[str, int]]:
-    """The held-out rows without duplicates, and their fates."""
+def _hold_out(spool: Path, uris: Sequence[str], folder: Path) -> tuple[list[TestRow], dict[str, int], int]:
+    """The held-out rows without duplicates, their fates, and the number of those that were cut."""
     entries = Ledger(uris)
     kept: dict[bytes, TestRow] = {}
     for row in read_test_rows(spool):
         is_new = row.content not in kept
         kept.setdefault(row.content, row)
-        entries.add(Entry(row.row_id, row.digest, "test" if is_new else "duplicate", num_tokens=row.num_tokens))
+        fate: Fate = "test" if is_new else "duplicate"
+        entries.add(Entry(row.row_id, row.digest, fate, num_tokens=row.num_tokens, was_cut=row.was_cut))
     entries.write(folder / "ledger" / "test.parquet")
-    return list(kept.values()), entries.counts
+    return list(kept.values()), entries.counts, entries.num_cut
+
+
+def _fates(ingested: Sequence[Ingested]) -> dict[str, int]:
+    return ledger.total(done.fates for done in ingested)
 
 
 def _finished(folder: run.RunFolder) -> list[Path]:

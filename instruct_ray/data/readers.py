@@ -1,66 +1,51 @@
 """A chunk of a file -> its records, one by one; one that can't be read is one bad row, its neighbours stay good."""
 
-import csv
 import hashlib
 import io
 import json
-from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple
+import re
+from collections.abc import Collection, Iterator
+from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
-from instruct_ray.data.sources import Chunk, SourceFile, open_filesystem
+from instruct_ray.config import DataConfig
+from instruct_ray.data.csv_rows import read_csv
+from instruct_ray.data.filesystems import open_filesystem
+from instruct_ray.data.plain_arrow import arrow_batches, parquet_batches
+from instruct_ray.data.records import BUFFER_BYTES, BYTE_ORDER_MARK, Record, RowError, not_utf8, open_file, too_large
+from instruct_ray.data.sources import Chunk, SourceFile
+from instruct_ray.data.triples import columns_of
 from instruct_ray.errors import InputError
 
-BUFFER_BYTES = 2**20
-ROWS_PER_BATCH = 1024
-BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+BLANKS = re.compile(r"[ \t\n\r]*")
 
 
-class RowError(ValueError):
-    """A row that can't be used: a short code to count by, and what is wrong in words."""
-
-    def __init__(self, reason: str, detail: str) -> None:
-        super().__init__(detail)
-        self.reason, self.detail = reason, detail
-
-
-class Record(NamedTuple):
-    """One input record."""
-
-    position: int
-    """Byte offset in (decompressed) JSONL, else the row's number, from 0."""
-    value: Any
-    """What was parsed, or the RowError that says why it was not."""
-    digest: bytes
-    """sha256 of the record's bytes (JSONL) or canonical JSON."""
-
-
-def read(chunk: Chunk, max_row_bytes: int) -> Iterator[Record]:
+def read(chunk: Chunk, data: DataConfig) -> Iterator[Record]:
     """All records of a chunk, in order.
 
     Raises:
         InputError: the file as a whole can't be read.
     """
-    reader: dict[str, Callable[[Chunk, int], Iterator[Record]]] = {
-        "jsonl": _read_lines,
-        "json": _read_array,
-        "csv": _read_csv,
-        "parquet": _read_parquet,
-        "arrow": _read_arrow,
-    }
+    limit, file = data.max_row_bytes, chunk.file
     try:
-        yield from reader[chunk.file.kind](chunk, max_row_bytes)
+        if file.kind == "jsonl":
+            yield from _read_lines(chunk, limit)
+        elif file.kind == "json":
+            yield from _read_array(file, limit)
+        elif file.kind == "csv":
+            yield from read_csv(file, limit)
+        else:
+            yield from _read_tables(chunk, columns_of(data.sources[file.source]), limit)
     except (pa.ArrowException, OSError, EOFError) as error:
-        raise InputError(f"data.sources: {chunk.file.uri} can't be read: {error}") from error
+        raise InputError(f"data.sources: {file.uri} can't be read: {' '.join(str(error).split())}") from error
 
 
 def row_number(file: SourceFile, position: int) -> int:
-    """The row's number from 1, as an editor counts lines."""
+    """The number of the row from 1; of JSONL and CSV, of the line that it begins on, as an editor counts them."""
     if file.kind != "jsonl":
         return position + 1
-    with _open(file) as stream:
+    with open_file(file) as stream:
         num_lines, left = 1, position
         while left and (block := stream.read(min(left, BUFFER_BYTES))):
             num_lines += block.count(b"\n")
@@ -68,42 +53,29 @@ def row_number(file: SourceFile, position: int) -> int:
     return num_lines
 
 
-def _open(file: SourceFile) -> io.BufferedReader:
-    filesystem, path = open_filesystem(file.uri)
-    stream = (
-        filesystem.open_input_file(path)
-        if file.compression is None
-        else filesystem.open_input_stream(path, compression=file.compression)
-    )
-    return io.BufferedReader(stream, BUFFER_BYTES)
-
-
 def _read_lines(chunk: Chunk, max_row_bytes: int) -> Iterator[Record]:
-    """Lines that begin inside the chunk. They end at line feeds only: others, such as U+2028, are legal in JSON strings."""
-    with _open(chunk.file) as stream:
+    """Lines that begin inside the chunk. They end at line feeds only: U+2028, for one, is legal in a JSON string."""
+    end = chunk.end if chunk.file.compression is None else 2**63
+    with open_file(chunk.file) as stream:
         position = chunk.start
         if position:
+            # A line that begins here has a line end before it; one that covers the chunk is left to where it begins.
             stream.seek(position - 1)
-            position += _skip_line(stream, None) - 1
-        is_whole = chunk.file.compression is not None
-        while is_whole or position < chunk.end:
-            line = stream.readline(max_row_bytes + 1)
-            if not line:
-                return
+            position += _skip_line(stream, None, end - position + 1) - 1
+        while position < end and (line := stream.readline(max_row_bytes + 1)):
             start, digest = position, hashlib.sha256(line)
             position += len(line)
             if len(line) > max_row_bytes and not line.endswith(b"\n"):
-                position += _skip_line(stream, digest)
-                too_large = RowError("too_large", f"is longer than data.max_row_bytes={max_row_bytes}")
-                yield Record(start, too_large, digest.digest())
-            elif text := (line.removeprefix(BYTE_ORDER_MARK) if start == 0 else line).strip():
+                position += _skip_line(stream, digest, 2**63)
+                yield Record(start, too_large(max_row_bytes), digest.digest())
+            elif text := (line if start else line.removeprefix(BYTE_ORDER_MARK)).strip():
                 yield Record(start, _parse_json(text), digest.digest())
 
 
-def _skip_line(stream: io.BufferedReader, digest: Any) -> int:
-    """Read to the end of the line without keeping it; returns the number of bytes."""
+def _skip_line(stream: io.BufferedReader, digest: Any, limit: int) -> int:
+    """Read to the end of the line, or so many bytes, without keeping them; returns their number."""
     skipped = 0
-    while part := stream.readline(BUFFER_BYTES):
+    while part := stream.readline(min(BUFFER_BYTES, limit - skipped)):
         skipped += len(part)
         if digest is not None:
             digest.update(part)
@@ -112,96 +84,111 @@ def _skip_line(stream: io.BufferedReader, digest: Any) -> int:
     return skipped
 
 
-def _read_array(chunk: Chunk, max_row_bytes: int) -> Iterator[Record]:
-    with _open(chunk.file) as stream:
-        content = stream.read().removeprefix(BYTE_ORDER_MARK)
-    rows = _parse_json(content)
-    if isinstance(rows, RowError):
-        raise InputError(f"data.sources: {chunk.file.uri} {rows.detail}; it has to be one JSON array")
-    if not isinstance(rows, list):
-        raise InputError(f"data.sources: {chunk.file.uri} is {type(rows).__name__}, not a JSON array of rows")
-    for number, row in enumerate(rows):
-        yield _record(number, row, max_row_bytes)
+def _read_array(file: SourceFile, max_row_bytes: int) -> Iterator[Record]:
+    """The elements of a JSON array, each parsed on its own."""
+    with open_file(file) as stream:
+        # Bytes that are no UTF-8 become lone surrogates, which mark their row as bad and no other.
+        text = stream.read().removeprefix(BYTE_ORDER_MARK).decode(errors="surrogateescape")
+    position, number = _after_blanks(text, 0), 0
+    if text[position : position + 1] != "[":
+        hint = "; if each line is an object, name it .jsonl" if text[position : position + 1] == "{" else ""
+        raise InputError(f"data.sources: {file.uri} is not a JSON array of rows{hint}")
+    position = _after_blanks(text, position + 1)
+    while text[position : position + 1] != "]" or number:
+        end = _element_end(file, text, position, number)
+        content = text[position:end].encode(errors="surrogateescape")
+        value = too_large(max_row_bytes) if len(content) > max_row_bytes else _parse_json(content)
+        yield Record(number, value, hashlib.sha256(content).digest())
+        position = _after_blanks(text, end)
+        if text[position : position + 1] == "]":
+            break
+        if text[position : position + 1] != ",":
+            raise _broken(file, number, "neither ',' nor ']' follows it")
+        position, number = _after_blanks(text, position + 1), number + 1
+    if text[position + 1 :].strip():
+        raise _broken(file, number, "more stands behind the closing ']'")
 
 
-def _read_csv(chunk: Chunk, max_row_bytes: int) -> Iterator[Record]:
-    # Bytes that are no UTF-8 become lone surrogates, which mark their row as bad and no other.
-    text = io.TextIOWrapper(_open(chunk.file), encoding="utf-8-sig", errors="surrogateescape", newline="")
-    csv.field_size_limit(max_row_bytes)
-    with text:
-        rows = csv.DictReader(text)
-        for number in range(2**63):
-            try:
-                row: Any = next(rows)
-            except StopIteration:
-                return
-            except csv.Error as error:
-                row = RowError("too_large" if "limit" in str(error) else "not_csv", f"is not CSV ({error})")
-            else:
-                if None in row or None in row.values():
-                    row = RowError("not_csv", f"has not as many columns as the header, which has {len(rows.fieldnames or ())}")
-            yield _record(number, row, max_row_bytes)
+def _after_blanks(text: str, position: int) -> int:
+    match = BLANKS.match(text, position)
+    return match.end() if match else position
 
 
-def _read_parquet(chunk: Chunk, max_row_bytes: int) -> Iterator[Record]:
+def _element_end(file: SourceFile, text: str, position: int, number: int) -> int:
+    try:
+        _, end = _LENIENT.raw_decode(text, position)
+    except json.JSONDecodeError as error:
+        raise _broken(file, number, error.msg) from None
+    except RecursionError:
+        raise _broken(file, number, "it is nested too deeply") from None
+    return end
+
+
+def _broken(file: SourceFile, number: int, reason: str) -> InputError:
+    return InputError(f"data.sources: {file.uri} is a broken JSON array: row {number + 1}: {reason}")
+
+
+def _read_tables(chunk: Chunk, columns: Collection[str], max_row_bytes: int) -> Iterator[Record]:
+    """Rows of Parquet and Arrow; only the columns that a triple is made of, since others may be of any size."""
     filesystem, path = open_filesystem(chunk.file.uri)
     with filesystem.open_input_file(path) as stream:
-        file = pq.ParquetFile(stream)
-        position = sum(file.metadata.row_group(group).num_rows for group in range(chunk.start))
-        groups = list(range(chunk.start, chunk.end))
-        for batch in file.iter_batches(ROWS_PER_BATCH, row_groups=groups, columns=_plain_columns(file.schema_arrow)):
-            yield from _records(batch, position, max_row_bytes)
-            position += batch.num_rows
+        if chunk.file.kind == "parquet":
+            batches = parquet_batches(stream, chunk.start, chunk.end, columns)
+        else:
+            batches = arrow_batches(stream, columns)
+        for first, batch in batches:
+            for number, row in enumerate(_rows(batch)):
+                if isinstance(row, RowError):
+                    content = batch.slice(number, 1).serialize().to_pybytes()
+                else:
+                    content = json.dumps(row, sort_keys=True, default=str).encode()
+                if len(content) > max_row_bytes:
+                    row = too_large(max_row_bytes)
+                yield Record(first + number, row, hashlib.sha256(content).digest())
 
 
-def _read_arrow(chunk: Chunk, max_row_bytes: int) -> Iterator[Record]:
-    position = 0
-    with pa.memory_map(chunk.file.uri) as source, pa.ipc.open_stream(source) as stream:
-        names = _plain_columns(stream.schema)
-        for batch in stream:
-            yield from _records(batch.select(names), position, max_row_bytes)
-            position += batch.num_rows
+def _rows(batch: pa.RecordBatch) -> list[Any]:
+    """The rows of a batch; one whose text is not text is a RowError."""
+    try:
+        rows: list[Any] = batch.to_pylist()
+    except UnicodeDecodeError as error:
+        if batch.num_rows == 1:
+            return [not_utf8(error)]
+        rows = [row for number in range(batch.num_rows) for row in _rows(batch.slice(number, 1))]
+    return rows
 
 
-def _plain_columns(schema: pa.Schema) -> list[str]:
-    """Columns of text, numbers, lists and structs; extension types may run code of their own and are never read."""
-    return [field.name for field in schema if not isinstance(field.type, pa.BaseExtensionType)]
-
-
-def _records(batch: pa.RecordBatch, first: int, max_row_bytes: int) -> Iterator[Record]:
-    for number, row in enumerate(batch.to_pylist()):
-        yield _record(first + number, row, max_row_bytes)
-
-
-def _record(position: int, row: Any, max_row_bytes: int) -> Record:
-    content = json.dumps(row, sort_keys=True, default=str).encode()
-    if len(content) > max_row_bytes:
-        row = RowError("too_large", f"is longer than data.max_row_bytes={max_row_bytes}")
-    return Record(position, row, hashlib.sha256(content).digest())
-
-
-def _object(pairs: list[tuple[str, Any]]) -> Any:
-    """A JSON object, or what is wrong with it: an error takes the place of the row, and of no other row of an array."""
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     values = dict(pairs)
     if len(values) < len(pairs):
-        return RowError("duplicate_key", "names a key twice")
-    return next((value for value in values.values() if isinstance(value, RowError)), values)
+        raise RowError("duplicate_key", "names a key twice")
+    return values
 
 
-def _constant(name: str) -> RowError:
-    return RowError("not_json", f"is not JSON ({name} is none of its values)")
+def _constant(name: str) -> Any:
+    raise RowError("not_json", f"is not JSON ({name} is none of its values)")
 
 
 _DECODER = json.JSONDecoder(object_pairs_hook=_object, parse_constant=_constant)
+# Finds where a value ends, whatever it is.
+_LENIENT = json.JSONDecoder(parse_int=str, parse_float=str)
 
 
 def _parse_json(content: bytes) -> Any:
     """The value, or the RowError that says why there is none."""
     try:
-        return _DECODER.decode(content.decode())
+        text = content.decode()
+        value, end = _DECODER.raw_decode(text)
+    except RowError as error:
+        return error
+    except json.JSONDecodeError as error:
+        return RowError("not_json", f"is not JSON ({error.msg} at character {error.pos + 1})")
     except UnicodeDecodeError as error:
-        return RowError("not_utf8", f"is not UTF-8 ({error.reason} at byte {error.start})")
+        return not_utf8(error)
     except RecursionError:
         return RowError("not_json", "is nested too deeply")
     except ValueError as error:
         return RowError("not_json", f"is not JSON ({error})")
+    if end < len(text):
+        return RowError("not_json", f"is not JSON (more behind its end, at character {end + 1})")
+    return value

@@ -4,32 +4,41 @@ Prompt and completion are tokenised apart and joined, so the boundary between th
 from users never becomes a control token.
 """
 
-import re
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
-from jinja2.exceptions import TemplateError
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
-from transformers.utils.chat_template_utils import render_jinja_template
 
+from instruct_ray.data.chat_template import ChatTemplate
 from instruct_ray.data.contract import Contract, Message, tokenizer_digest
+from instruct_ray.data.encoding import Encoder
+from instruct_ray.data.frames import Frame, encode_inside, make_frame
 from instruct_ray.data.packing import Example
-from instruct_ray.data.readers import RowError
+from instruct_ray.data.records import RowError
 from instruct_ray.data.triples import Triple
 from instruct_ray.errors import InputError
 
-# Between these transformers marks control tokens in what users wrote: text that holds one of its own takes the slow way.
-PRIVATE_USE = re.compile("[\ue000-\uf8ff\U000f0000-\U0010ffff]")
+Ids = list[int]
+# Shapes of chats, by their roles: a server must not collect what its clients think of.
+MAX_FRAMES = 256
 
 
 class Renderer:
     """Renders chats by a contract, with the tokenizer that the contract was made from."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, contract: Contract) -> None:
+        """
+        Raises:
+            InputError: the contract's chat template is none, or its system prompt holds a control token.
+        """
         self.tokenizer = tokenizer
         self.contract = contract
+        self.template = ChatTemplate(tokenizer, contract.chat_template, contract.template_options)
+        self.encoder = Encoder(tokenizer, self.template.control_tokens())
+        self._frames: dict[tuple[str, ...], Frame] = {}
+        if contract.system_prompt is not None and self.encoder.is_suspect(contract.system_prompt):
+            raise InputError("data.system_prompt holds one of the tokenizer's control tokens; leave it out")
 
     def messages(self, instruction: str, input: str) -> list[Message]:
         """The chat that a question asks with."""
@@ -43,27 +52,26 @@ class Renderer:
             chat += [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
         return chat + self.messages(triple.instruction, triple.input)
 
-    def prompt(self, messages: list[Message]) -> list[int]:
+    def prompt(self, messages: list[Message]) -> Ids:
         """A chat -> the tokens that the answer follows, the contract's system prompt in front unless the chat has one.
 
         Raises:
             InputError: the chat template refuses the chat, for instance its order of roles.
         """
-        try:
-            encoding = self.tokenizer.apply_chat_template(
-                self._with_system(messages),
-                chat_template=self.contract.chat_template,
-                add_generation_prompt=True,
-                sanitize_control_tokens=True,
-                **self.contract.template_options,
-            )
-        except TemplateError as error:
-            raise InputError(f"the chat template refuses this chat: {error}") from None
-        return list(encoding["input_ids"])
+        [ids] = self._prompts([messages])
+        if isinstance(ids, RowError):
+            raise InputError(ids.detail)
+        return ids
 
-    def completion(self, answer: str) -> list[int]:
-        """An answer -> its tokens and the stop token."""
+    def completion(self, answer: str) -> Ids:
+        """An answer -> its tokens and the stop token.
+
+        Raises:
+            InputError: the tokenizer can't read the answer as mere text.
+        """
         [ids] = self._completions([answer])
+        if isinstance(ids, RowError):
+            raise InputError(ids.detail)
         return ids
 
     def examples(self, row_ids: Sequence[str], triples: Sequence[Triple]) -> list[list[Example] | RowError]:
@@ -73,9 +81,11 @@ class Renderer:
         for triple in triples:
             chat = self.chat(triple)
             first = 0 if triple.system is None else 1
-            for turn, (_, answer) in enumerate([*triple.history, ("", triple.output)]):
+            for turn, (_, answer) in enumerate(triple.history):
                 chats.append(chat[: first + 2 * turn + 1])
                 answers.append(answer)
+            chats.append(chat)
+            answers.append(triple.output)
         prompts, completions = self._prompts(chats), self._completions(answers)
         rows: list[list[Example] | RowError] = []
         start = 0
@@ -85,71 +95,94 @@ class Renderer:
             start = stop
         return rows
 
-    def _prompts(self, chats: Sequence[list[Message]]) -> list[list[int] | RowError]:
-        """As `prompt`, many at once: several times faster, and the same tokens."""
-        results: list[list[int] | RowError] = [[]] * len(chats)
-        plain: dict[int, str] = {}
+    def _prompts(self, chats: Sequence[list[Message]]) -> list[Ids | RowError]:
+        results: list[Ids | RowError] = [[]] * len(chats)
+        batches: dict[tuple[bool, bool], list[tuple[int, Frame, str]]] = {}
+        is_suspect = self.encoder.is_suspect
         for index, messages in enumerate(chats):
             try:
-                if any(self._is_suspect(message["content"]) for message in messages):
-                    results[index] = self.prompt(messages)
+                frame = self._frame(messages)
+                text = self._rendered(messages)
+                inside = frame.inside(text)
+                # Where the template writes no control token inside, one look there is enough.
+                if inside is None or (self._is_suspect(messages) if frame.inner_ids else is_suspect(inside)):
+                    results[index] = self._careful(messages, text, frame)
                 else:
-                    plain[index] = self._rendered(self._with_system(messages))
-            except (InputError, TemplateError) as error:
-                results[index] = RowError("template", f"the chat template refuses this chat: {error}")
-        for index, ids in zip(plain, self._encode(list(plain.values()), as_text=False), strict=True):
-            results[index] = ids
+                    batches.setdefault(frame.kind, []).append((index, frame, inside))
+            except InputError as error:
+                results[index] = RowError("template", str(error))
+        for kind, batch in batches.items():
+            found = encode_inside(self.encoder, kind, [inside for _, _, inside in batch])
+            for (index, frame, _), inner in zip(batch, found, strict=True):
+                ids = frame.head_ids + inner + frame.tail_ids
+                if frame.inner_ids:
+                    results[index] = self._checked(ids, chats[index], frame)
+                else:
+                    results[index] = _not_text() if self.encoder.control_ids(inner) else ids
         return results
 
-    def _completions(self, answers: Sequence[str]) -> list[list[int]]:
-        c = self.contract
-        texts = [c.answer_prefix + (answer.strip() if c.strips_answer else answer) + c.answer_suffix for answer in answers]
-        if not self._prepends_space:
-            return [[*ids, c.stop_token_id] for ids in self._encode(texts, as_text=True)]
-        encoded = self._encode(["\n" + text for text in texts], as_text=True)
-        return [[*ids[len(self._newline) :], c.stop_token_id] for ids in encoded]
+    def _is_suspect(self, messages: list[Message]) -> bool:
+        # The separator keeps a token from being read across two messages.
+        return self.encoder.is_suspect("\0".join([message["content"] for message in messages]))
+
+    def _careful(self, messages: list[Message], text: str, frame: Frame) -> Ids | RowError:
+        """A chat in which users wrote control tokens, or that the template wrote unlike others."""
+        if not self._is_suspect(messages):
+            return self._checked(self.encoder.controlled([text])[0], messages, frame)
+        mark = self.encoder.mark
+        marked: list[Message] = [{"role": turn["role"], "content": mark(turn["content"])} for turn in messages]
+        return self._checked(self.encoder.marked(self._rendered(marked)), messages, frame)
+
+    def _checked(self, ids: Ids, messages: list[Message], frame: Frame) -> Ids | RowError:
+        """The tokens, if all control tokens among them are the template's own."""
+        found = self.encoder.control_ids(ids)
+        if found == frame.control_ids:
+            return ids
+        # The template may look at what is said; it can do so without the characters that control tokens begin with.
+        defuse = self.encoder.defused
+        try:
+            text = self._rendered([{"role": turn["role"], "content": defuse(turn["content"])} for turn in messages])
+        except InputError:
+            return _not_text()
+        return ids if found == self.encoder.control_ids(self.encoder.controlled([text])[0]) else _not_text()
+
+    def _completions(self, answers: Sequence[str]) -> list[Ids | RowError]:
+        contract, encoder = self.contract, self.encoder
+        texts = [contract.answer_prefix + contract.stripped(answer) + contract.answer_suffix for answer in answers]
+        # Answers that are labels repeat.
+        unique = list(dict.fromkeys(texts))
+        known: dict[str, Ids | RowError] = {}
+        behind = encoder.behind_control if self._ends_in_control else encoder.behind
+        for text, ids in zip(unique, behind(unique, encoder.plain), strict=True):
+            known[text] = _not_text() if encoder.control_ids(ids) else [*ids, contract.stop_token_id]
+        return [known[text] for text in texts]
 
     @cached_property
-    def _newline(self) -> list[int]:
-        [ids] = self._encode(["\n"], as_text=True)
-        return ids
+    def _ends_in_control(self) -> bool:
+        """Whether an answer stands right behind a control token."""
+        ids = self.prompt([{"role": "user", "content": "x"}])
+        return bool(self.encoder.control_ids(ids[-1:]))
 
-    @cached_property
-    def _prepends_space(self) -> bool:
-        """SentencePiece tokenizers put a space in front of a text; an answer stands behind a prompt and gets none."""
-        alone, behind = self._encode(["A", "\nA"], as_text=True)
-        return behind[: len(self._newline)] == self._newline and behind[len(self._newline) :] != alone
+    def _frame(self, messages: list[Message]) -> Frame:
+        roles = tuple([message["role"] for message in messages])
+        frame = self._frames.get(roles)
+        if frame is None:
+            if not messages:
+                raise InputError("a chat without messages")
+            if len(self._frames) == MAX_FRAMES:
+                self._frames.clear()
+            chat = self._with_system(messages)
+            frame = make_frame(self.template, self.encoder, chat, num_fixed=len(chat) - len(messages))
+            self._frames[roles] = frame
+        return frame
 
-    @cached_property
-    def _control_tokens(self) -> re.Pattern[str]:
-        contents = sorted((token.content for token in self.tokenizer.added_tokens_decoder.values()), key=len)
-        return re.compile("|".join(re.escape(content) for content in reversed(contents)) or r"(?!)")
-
-    def _is_suspect(self, text: str) -> bool:
-        return self._control_tokens.search(text) is not None or (
-            not text.isascii() and PRIVATE_USE.search(text) is not None
-        )
+    def _rendered(self, messages: list[Message]) -> str:
+        return self.template.render(self._with_system(messages), add_generation_prompt=True)
 
     def _with_system(self, messages: list[Message]) -> list[Message]:
         if self.contract.system_prompt is None or messages[0]["role"] == "system":
             return messages
         return [{"role": "system", "content": self.contract.system_prompt}, *messages]
-
-    def _rendered(self, messages: list[Message]) -> str:
-        [text], _ = render_jinja_template(
-            conversations=[messages],
-            chat_template=self.contract.chat_template,
-            add_generation_prompt=True,
-            **{**self.tokenizer.special_tokens_map, **self.contract.template_options},
-        )
-        return str(text)
-
-    def _encode(self, texts: list[str], *, as_text: bool) -> list[list[int]]:
-        """Tokenise; `as_text` reads what looks like a control token as the letters it is made of."""
-        backend: Any = self.tokenizer.backend_tokenizer
-        backend.no_padding(), backend.no_truncation()
-        backend.encode_special_tokens = as_text
-        return [encoding.ids for encoding in backend.encode_batch_fast(texts, add_special_tokens=False)]
 
 
 def load_renderer(folder: Path) -> Renderer:
@@ -166,14 +199,20 @@ def load_renderer(folder: Path) -> Renderer:
     return Renderer(tokenizer, contract)
 
 
+def _not_text() -> RowError:
+    return RowError("control_token", "holds text that the tokenizer or the chat template makes a control token of")
+
+
 def _examples(
-    row_id: str, prompts: Sequence[list[int] | RowError], completions: Sequence[list[int]]
+    row_id: str, prompts: Sequence[Ids | RowError], completions: Sequence[Ids | RowError]
 ) -> list[Example] | RowError:
     examples: list[Example] = []
     num_counted = 0
     for turn, (prompt, completion) in enumerate(zip(prompts, completions, strict=True), start=1):
         if isinstance(prompt, RowError):
             return prompt
+        if isinstance(completion, RowError):
+            return completion
         examples.append(Example(row_id if len(prompts) == 1 else f"{row_id}/{turn}", prompt, completion, num_counted))
         num_counted = len(prompt) + len(completion)
     return examples

@@ -2,19 +2,19 @@
 
 import hashlib
 import json
-import re
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from fnmatch import fnmatch
 from pathlib import Path, PurePosixPath
-from typing import Literal
+from typing import Any, Literal
+from urllib.parse import quote
 
-import pyarrow.parquet as pq
 from pyarrow import ArrowException
-from pyarrow.fs import FileInfo, FileSelector, FileSystem, FileType, LocalFileSystem
+from pyarrow.fs import FileInfo, FileType
 
 from instruct_ray.config import SourceConfig
+from instruct_ray.data.filesystems import Location, is_glob, open_filesystem
+from instruct_ray.data.plain_arrow import parquet_metadata
 from instruct_ray.errors import InputError
 from instruct_ray.run import complete_folder
 
@@ -44,6 +44,11 @@ class SourceFile:
     """Bytes on disk."""
 
     @property
+    def name(self) -> str:
+        """Its name without folders."""
+        return PurePosixPath(Location.of(self.uri).path).name
+
+    @property
     def num_text_bytes(self) -> int:
         """Bytes of text inside, estimated where it is compressed."""
         return self.size if self.compression is None and self.kind != "parquet" else int(self.size / COMPRESSED_SHARE)
@@ -61,21 +66,6 @@ class Chunk:
     """Past the last one."""
 
 
-def open_filesystem(uri: str) -> tuple[FileSystem, str]:
-    """The file system of a path or URI, and the path on it.
-
-    Raises:
-        InputError: no such file system.
-    """
-    if "://" not in uri:
-        return LocalFileSystem(), uri
-    try:
-        filesystem, path = FileSystem.from_uri(uri)
-    except (ArrowException, ValueError, OSError) as error:
-        raise InputError(f"data.sources: {uri}: {error}") from None
-    return filesystem, path
-
-
 def find_files(sources: Sequence[SourceConfig], cache: Path) -> list[SourceFile]:
     """All files of all sources, in an order that depends on names alone; hub data sets are fetched into `cache` once.
 
@@ -86,19 +76,23 @@ def find_files(sources: Sequence[SourceConfig], cache: Path) -> list[SourceFile]
     for index, source in enumerate(sources):
         try:
             found = list(_files_of(source, cache))
-        except OSError as error:
-            raise InputError(f"data.sources: {source.path}: {error.strerror or error}") from None
+        except (OSError, ArrowException) as error:
+            raise InputError(f"data.sources: {source.path}: {_reason(error)}") from None
         if not any(info.size for _, info in found):
             raise InputError(f"data.sources: {source.path} is empty")
         for uri, info in found:
             if info.size:
-                kind, compression = _kind(uri)
+                kind, compression = _kind(uri, info.path)
                 files.append(SourceFile(len(files), index, uri, kind, compression, info.size))
     return files
 
 
 def digests(files: Sequence[SourceFile]) -> list[str]:
-    """sha256 of each file's bytes, read by a few threads."""
+    """sha256 of each file's bytes, read by a few threads.
+
+    Raises:
+        InputError: a file can't be read; names it.
+    """
     with ThreadPoolExecutor(HASH_THREADS) as pool:
         return list(pool.map(_digest, files))
 
@@ -115,57 +109,62 @@ def chunks(files: Sequence[SourceFile]) -> list[Chunk]:
 
 def _files_of(source: SourceConfig, cache: Path) -> Iterator[tuple[str, FileInfo]]:
     """(path or URI, what the file system says of it) of every file of a source."""
-    uri = str(_from_hub(source, cache)) if source.path.startswith("hub:") else source.path
-    filesystem, path = open_filesystem(uri)
-    prefix = uri.removesuffix(path)
-    if any(sign in path for sign in "*?["):
-        parts = PurePosixPath(path).parts
-        first = next(number for number, part in enumerate(parts) if any(sign in part for sign in "*?["))
-        folder = str(PurePosixPath(*parts[:first]))
-        matching = [info for info in _walk(filesystem, folder) if fnmatch(info.path, path)]
-        if not matching:
-            raise InputError(f"data.sources: nothing matches {uri}")
-        yield from ((prefix + info.path, info) for info in matching)
-        return
-    [info] = filesystem.get_file_info([path])
-    if info.type == FileType.NotFound:
-        raise InputError(f"data.sources: no file {uri}")
+    location = Location.of(str(_from_hub(source, cache)) if source.path.startswith("hub:") else source.path)
+    info = location.info()
     if info.type == FileType.File:
-        _kind(uri)
-        yield uri, info
-        return
-    saved = _saved_dataset(Path(path), source.split) if isinstance(filesystem, LocalFileSystem) else None
-    inside = saved or [info for info in _walk(filesystem, path) if _known(info.path)]
-    if not inside:
-        raise InputError(f"data.sources: no {', '.join(KINDS)} file in folder {uri}")
-    yield from ((prefix + info.path, info) for info in inside)
+        found = [info]
+    elif info.type == FileType.Directory:
+        found = _saved_dataset(location, source) or [i for i in location.below() if _is_known(i.path)]
+        if not found:
+            raise InputError(f"data.sources: no {', '.join(KINDS)} file in folder {source.path}")
+    elif is_glob(location.path):
+        found = location.matching()
+        if not found:
+            raise InputError(f"data.sources: no file matches {source.path} (`**` stands for folders in folders)")
+    else:
+        raise InputError(f"data.sources: no file {source.path}")
+    for info in found:
+        # Also of those that are empty: an unknown suffix is a mistake either way.
+        _kind(location.uri(info.path), info.path)
+        yield location.uri(info.path), info
 
 
-def _walk(filesystem: FileSystem, folder: str) -> list[FileInfo]:
-    """All files below a folder by name, without hidden ones."""
-    infos = filesystem.get_file_info(FileSelector(folder, recursive=True))
-    hidden = re.compile(r"(^|/)[._]")
-    files = [i for i in infos if i.type == FileType.File and not hidden.search(i.path.removeprefix(folder))]
-    return sorted(files, key=lambda info: info.path)
-
-
-def _saved_dataset(folder: Path, split: str) -> list[FileInfo]:
+def _saved_dataset(location: Location, source: SourceConfig) -> list[FileInfo]:
     """The Arrow files of a folder that `datasets` saved; none if it is not one."""
-    if (folder / "dataset_dict.json").is_file():
-        splits = json.loads((folder / "dataset_dict.json").read_text())["splits"]
-        if split not in splits:
-            raise InputError(f"data.sources: {folder} has no split {split}; it has {', '.join(splits)}")
-        folder = folder / split
-    if not (folder / "state.json").is_file():
-        return []
-    names = [file["filename"] for file in json.loads((folder / "state.json").read_text())["_data_files"]]
-    found: list[FileInfo] = LocalFileSystem().get_file_info([str(folder / name) for name in names])
+    folder = PurePosixPath(location.path)
+    try:
+        if contents := _read_json(location, folder / "dataset_dict.json"):
+            if source.split not in contents["splits"]:
+                splits = ", ".join(contents["splits"])
+                raise InputError(f"data.sources: {source.path} has no split {source.split}; it has {splits}")
+            folder = folder / source.split
+        state = _read_json(location, folder / "state.json")
+        if not state or "_data_files" not in state:
+            return []
+        names = [folder / file["filename"] for file in state["_data_files"]]
+    except (ValueError, TypeError, KeyError) as error:
+        if isinstance(error, InputError):
+            raise
+        raise InputError(f"data.sources: {source.path} is no data set as `datasets` saves it ({error!r})") from None
+    found: list[FileInfo] = location.filesystem.get_file_info([str(name) for name in names])
+    for info in found:
+        if info.type != FileType.File:
+            raise InputError(f"data.sources: {source.path} lacks its file {info.path}; save it again")
     return found
 
 
+def _read_json(location: Location, path: PurePosixPath) -> Any:
+    [info] = location.filesystem.get_file_info([str(path)])
+    if info.type != FileType.File:
+        return None
+    with location.filesystem.open_input_stream(str(path)) as stream:
+        return json.loads(stream.read())
+
+
 def _from_hub(source: SourceConfig, cache: Path) -> Path:
+    """The folder that a hub data set is kept in."""
     name = source.path.removeprefix("hub:")
-    target = cache / "--".join(part for part in (*name.split("/"), source.subset, source.split) if part)
+    target = cache / "--".join(quote(part, safe="") for part in (name, source.subset, source.split) if part)
     if not target.is_dir():
         # Heavy, and only for this.
         import datasets  # noqa: PLC0415
@@ -174,37 +173,41 @@ def _from_hub(source: SourceConfig, cache: Path) -> Path:
             rows = datasets.load_dataset(name, source.subset, split=source.split)
         # Its loaders fail in many ways of their own; all of them mean that there is no data to read.
         except Exception as error:
-            raise InputError(f"data.sources: {source.path} did not come from the hub: {error}") from error
+            raise InputError(f"data.sources: {source.path} did not come from the hub: {_reason(error)}") from error
         with complete_folder(target) as folder:
             rows.save_to_disk(str(folder))
     return target
 
 
-def _known(path: str) -> bool:
-    suffixes = PurePosixPath(path).suffixes
-    return bool(suffixes) and (suffixes[-1] in KINDS or (suffixes[-1] in COMPRESSIONS and suffixes[-2:-1] != []))
+def _is_known(path: str) -> bool:
+    """Whether a file in a folder is meant to be read; what lies beside the data is not."""
+    name = PurePosixPath(path)
+    return (PurePosixPath(name.stem) if name.suffix in COMPRESSIONS else name).suffix in KINDS
 
 
-def _kind(uri: str) -> tuple[Kind, str | None]:
+def _kind(uri: str, path: str) -> tuple[Kind, str | None]:
     """(kind, compression) by the file's name."""
-    name = PurePosixPath(uri)
+    name = PurePosixPath(path)
     compression = COMPRESSIONS.get(name.suffix)
     suffix = name.suffix if compression is None else PurePosixPath(name.stem).suffix
+    if compression and suffix in (".parquet", ".arrow"):
+        raise InputError(f"data.sources: {uri}: {suffix} is compressed inside; unpack the {name.suffix} around it")
     if suffix == ".arrow":
         return "arrow", None
-    if suffix not in KINDS or (suffix == ".parquet" and compression):
-        raise InputError(
-            f"data.sources: {uri} is none of {', '.join(KINDS)} (each but the last also {', '.join(COMPRESSIONS)})"
-        )
+    if suffix not in KINDS:
+        raise InputError(f"data.sources: {uri} is none of {', '.join(KINDS)} (also with {', '.join(COMPRESSIONS)})")
     return KINDS[suffix], compression
 
 
 def _digest(file: SourceFile) -> str:
     filesystem, path = open_filesystem(file.uri)
     digest = hashlib.sha256()
-    with filesystem.open_input_stream(path, compression=None) as stream:
-        while block := stream.read(2**20):
-            digest.update(block)
+    try:
+        with filesystem.open_input_stream(path, compression=None) as stream:
+            while block := stream.read(2**20):
+                digest.update(block)
+    except OSError as error:
+        raise InputError(f"data.sources: {file.uri} can't be read: {_reason(error)}") from None
     return digest.hexdigest()
 
 
@@ -221,12 +224,19 @@ def _ranges(file: SourceFile) -> Iterator[tuple[int, int]]:
 def _row_group_ranges(file: SourceFile) -> Iterator[tuple[int, int]]:
     filesystem, path = open_filesystem(file.uri)
     try:
-        metadata = pq.read_metadata(path, filesystem=filesystem)
+        with filesystem.open_input_file(path) as stream:
+            metadata = parquet_metadata(stream)
     except (ArrowException, OSError) as error:
-        raise InputError(f"data.sources: {file.uri} is not readable as Parquet: {error}") from None
+        raise InputError(f"data.sources: {file.uri} is not readable as Parquet: {_reason(error)}") from None
     start, size = 0, 0
     for group in range(metadata.num_row_groups):
         size += metadata.row_group(group).total_byte_size
         if size >= CHUNK_BYTES or group + 1 == metadata.num_row_groups:
             yield start, group + 1
             start, size = group + 1, 0
+
+
+def _reason(error: Exception) -> str:
+    """What an error says, in one line."""
+    said = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+    return " ".join(said.split())

@@ -24,17 +24,22 @@ SCHEMA = pa.schema(
         "copies": pa.int32(),
         "was_cut": pa.bool_(),
         "num_tokens": pa.int32(),
+        "instruction": pa.string(),
+        "answer": pa.string(),
         "num_prompts": pa.list_(pa.int32()),
         "num_completions": pa.list_(pa.int32()),
         "token_ids": pa.list_(pa.int32()),
     }
 )
+# Those before the tokens: the fields of `Row`.
+PLAIN_COLUMNS = SCHEMA.names[: SCHEMA.names.index("num_prompts")]
 TEST_SCHEMA = pa.schema(
     {
         "row_id": pa.string(),
         "digest": pa.binary(32),
         "content": pa.binary(16),
         "num_tokens": pa.int32(),
+        "was_cut": pa.bool_(),
         "triple": pa.string(),
     }
 )
@@ -53,6 +58,9 @@ class Row:
     copies: int
     was_cut: bool
     num_tokens: int
+    instruction: str
+    """See `statistics.countable`."""
+    answer: str
     examples: list[Example]
 
 
@@ -64,6 +72,7 @@ class TestRow:
     digest: bytes
     content: bytes
     num_tokens: int
+    was_cut: bool
     triple: Triple
 
 
@@ -71,7 +80,7 @@ def write_piece(path: Path, shards: list[list[Row]]) -> None:
     """Write rows by shard."""
     with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, SCHEMA) as writer:
         for rows in shards:
-            writer.write_batch(pa.RecordBatch.from_pylist([_values(row) for row in rows], schema=SCHEMA))
+            writer.write_batch(_to_batch(rows))
 
 
 def read_shard(folder: Path, shard: int) -> Iterator[Row]:
@@ -81,11 +90,12 @@ def read_shard(folder: Path, shard: int) -> Iterator[Row]:
             batch = pa.ipc.open_file(source).get_batch(shard)
             tokens = batch["token_ids"]
             flat, offsets = tokens.values.to_numpy(), tokens.offsets.to_numpy()
-            columns = [batch[name].to_pylist() for name in SCHEMA.names[:-1]]
-            for number, (row_id, *values, num_prompts, num_completions) in enumerate(zip(*columns, strict=True)):
+            rows = zip(*(batch[name].to_pylist() for name in PLAIN_COLUMNS), strict=True)
+            sizes = zip(batch["num_prompts"].to_pylist(), batch["num_completions"].to_pylist(), strict=True)
+            for number, (values, (num_prompts, num_completions)) in enumerate(zip(rows, sizes, strict=True)):
+                row = dict(zip(PLAIN_COLUMNS, values, strict=True))
                 ids = flat[offsets[number] : offsets[number + 1]]
-                examples = list(_examples(row_id, ids, num_prompts, num_completions))
-                yield Row(row_id, *values, examples)
+                yield Row(**row, examples=list(_examples(row["row_id"], ids, num_prompts, num_completions)))
 
 
 def write_test_rows(path: Path, rows: list[TestRow]) -> None:
@@ -103,17 +113,21 @@ def read_test_rows(folder: Path) -> Iterator[TestRow]:
                 yield TestRow(**{**values, "triple": Triple.load(json.loads(values["triple"]))})
 
 
-def _values(row: Row) -> dict[str, Any]:
-    return {
-        **vars(row),
-        "num_prompts": [len(example.prompt_ids) for example in row.examples],
-        "num_completions": [len(example.completion_ids) for example in row.examples],
-        "token_ids": [token for example in row.examples for ids in _parts(example) for token in ids],
-    }
+def _to_batch(rows: list[Row]) -> pa.RecordBatch:
+    columns: list[Any] = [[vars(row)[name] for row in rows] for name in PLAIN_COLUMNS]
+    columns.append([[len(example.prompt_ids) for example in row.examples] for row in rows])
+    columns.append([[len(example.completion_ids) for example in row.examples] for row in rows])
+    columns.append([_tokens(row.examples) for row in rows])
+    arrays = [pa.array(column, field.type) for column, field in zip(columns, SCHEMA, strict=True)]
+    return pa.RecordBatch.from_arrays(arrays, schema=SCHEMA)
 
 
-def _parts(example: Example) -> tuple[Any, Any]:
-    return example.prompt_ids, example.completion_ids
+def _tokens(examples: list[Example]) -> list[int]:
+    tokens: list[int] = []
+    for example in examples:
+        tokens += example.prompt_ids
+        tokens += example.completion_ids
+    return tokens
 
 
 def _examples(row_id: str, ids: Any, num_prompts: list[int], num_completions: list[int]) -> Iterator[Example]:

@@ -1,11 +1,13 @@
 """A base model's tokenizer and chat template -> the contract, and the proof that it holds."""
 
+import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from jinja2.exceptions import TemplateError
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
+from instruct_ray.data.chat_template import ChatTemplate
 from instruct_ray.data.contract import Contract, Message, tokenizer_digest
 from instruct_ray.data.rendering import Renderer
 from instruct_ray.errors import InputError
@@ -23,10 +25,12 @@ DEFAULT_TEMPLATE = (
 )
 QUESTION: Message = {"role": "user", "content": "How bad is it?"}
 PROBE = "High"
-# Answers that the check of a template uses: none may merge with the tokens in front of them.
-PROBE_ANSWERS = (PROBE, "12", "(yes) it is,\nall of it.")
+# Answers that the check of a template uses: none may merge with the tokens in front of them. (With punctuation in front
+# they can: Mistral's vocabulary has `](`. Training and serving never see such a token, as they tokenise them apart.)
+PROBE_ANSWERS = (PROBE, "12", "Yes (it is),\nall of it.", "Low \n")
 # Tried in turn: some templates write a block of thoughts in front of an answer unless they are told not to.
 TEMPLATE_OPTIONS: tuple[dict[str, Any], ...] = ({}, {"enable_thinking": False})
+WHITE_SPACE = "".join(char for char in map(chr, range(sys.maxunicode + 1)) if char.isspace())
 
 
 def make_renderer(base: Path, system_prompt: str | None) -> Renderer:
@@ -45,51 +49,81 @@ def make_renderer(base: Path, system_prompt: str | None) -> Renderer:
         template = DEFAULT_TEMPLATE
     if not isinstance(template, str):
         raise InputError(f"{base}: its tokenizer has several chat templates; leave one in chat_template.jinja")
-    renderer = Renderer(tokenizer, _derive(tokenizer, template, system_prompt))
-    for answer in PROBE_ANSWERS:
-        _check_boundary(renderer, [QUESTION], answer)
-        _check_boundary(renderer, [QUESTION, {"role": "assistant", "content": PROBE}, QUESTION], answer)
-    return renderer
+    contract = _derive(tokenizer, template)
+    renderer = Renderer(tokenizer, contract)
+    history: list[Message] = [QUESTION, _answer(PROBE), QUESTION]
+    for messages in [QUESTION], history:
+        for answer in PROBE_ANSWERS:
+            _check_boundary(renderer, messages, answer)
+    if system_prompt is None:
+        return renderer
+    with_system = Renderer(tokenizer, replace(contract, system_prompt=system_prompt))
+    for messages in [QUESTION], history:
+        _check_system(renderer, with_system, messages)
+    return with_system
 
 
-def _derive(tokenizer: PreTrainedTokenizerBase, template: str, system_prompt: str | None) -> Contract:
-    """Look at what the template puts around an answer."""
-    for options in TEMPLATE_OPTIONS:
-        prefix, behind = _around(tokenizer, template, PROBE, options)
-        if not prefix.strip():
-            break
-    else:
-        raise InputError(f"the chat template writes {prefix!r} in front of every answer; give it one that does not")
-    suffix, stop = _first_control_token(tokenizer, behind)
-    spaces = f"  {PROBE}  "
-    strips = spaces not in _render(tokenizer, template, [QUESTION, _answer(spaces)], options)
+def _derive(tokenizer: PreTrainedTokenizerBase, source: str) -> Contract:
+    """The contract without a system prompt: look at what the template puts around an answer."""
+    options, prefix, behind = _thoughtless(tokenizer, source)
+    template = ChatTemplate(tokenizer, source, options)
+    suffix, stop = _first_added_token(tokenizer, behind)
+    prompt = template.render([QUESTION], add_generation_prompt=True)
+    [*_, last] = tokenizer.backend_tokenizer.encode(prompt, add_special_tokens=False).ids
+    left, right = _strips(template)
+    # Such a token takes the white space beside it for its own.
+    if last in tokenizer.added_tokens_decoder and tokenizer.added_tokens_decoder[last].rstrip:
+        prefix, left = "", WHITE_SPACE
+    if tokenizer.added_tokens_decoder[stop].lstrip:
+        suffix, right = "", WHITE_SPACE
+    strips_all = left == right == WHITE_SPACE
     return Contract(
         tokenizer_digest=tokenizer_digest(tokenizer),
-        chat_template=template,
-        system_prompt=system_prompt,
+        chat_template=source,
+        system_prompt=None,
         layout=LAYOUT,
         bos_token_id=tokenizer.bos_token_id,
         pad_token_id=stop if tokenizer.pad_token_id is None else tokenizer.pad_token_id,
         stop_token_id=stop,
         answer_prefix=prefix,
         answer_suffix=suffix,
-        strips_answer=strips,
+        strips_answer=strips_all,
+        strips_left="" if strips_all else left,
+        strips_right="" if strips_all else right,
         template_options=options,
     )
 
 
-def _around(tokenizer: PreTrainedTokenizerBase, template: str, answer: str, options: dict[str, Any]) -> tuple[str, str]:
+def _thoughtless(tokenizer: PreTrainedTokenizerBase, source: str) -> tuple[dict[str, Any], str, str]:
+    """(options with which the template writes no thoughts, its white space in front of an answer, its text behind)."""
+    refusals: list[InputError] = []
+    for options in TEMPLATE_OPTIONS:
+        try:
+            prefix, behind = _around(tokenizer, ChatTemplate(tokenizer, source, options))
+        except InputError as error:
+            refusals.append(error)
+            continue
+        if not prefix.strip():
+            return options, prefix, behind
+        refusals.append(InputError(f"the chat template writes {prefix!r} in front of answers; take it out"))
+    raise refusals[0]
+
+
+def _around(tokenizer: PreTrainedTokenizerBase, template: ChatTemplate) -> tuple[str, str]:
     """What the template writes between the prompt and an answer, and behind it."""
-    prompt = _render(tokenizer, template, [QUESTION], options, add_generation_prompt=True)
-    chat = _render(tokenizer, template, [QUESTION, _answer(answer)], options)
-    rest = chat.removeprefix(prompt)
-    if not chat.startswith(prompt) or answer not in rest:
-        raise InputError(f"the chat template rewrites the prompt when an answer follows: {prompt!r}, then {chat!r}")
-    prefix, _, behind = rest.partition(answer)
+    prompt = template.render([QUESTION], add_generation_prompt=True)
+    chat = template.render([QUESTION, _answer(PROBE)], add_generation_prompt=False)
+    if not chat.startswith(prompt):
+        whole, asked = (tokenizer(text, add_special_tokens=False)["input_ids"] for text in (chat, prompt))
+        _check_prefix(tokenizer, whole, asked, "of the prompt alone")
+        raise InputError("the chat template does not keep prompt and answer apart: they share a token")
+    prefix, answer, behind = chat.removeprefix(prompt).partition(PROBE)
+    if not answer:
+        raise InputError(f"the chat template leaves the answer out or changes it: {chat!r} has no {PROBE!r}")
     return prefix, behind
 
 
-def _first_control_token(tokenizer: PreTrainedTokenizerBase, behind: str) -> tuple[str, int]:
+def _first_added_token(tokenizer: PreTrainedTokenizerBase, behind: str) -> tuple[str, int]:
     """(text in front of it, id) of the token that the template puts behind an answer."""
     found = [
         (behind.index(token.content), -len(token.content), token_id)
@@ -102,46 +136,51 @@ def _first_control_token(tokenizer: PreTrainedTokenizerBase, behind: str) -> tup
     return behind[:start], int(token_id)
 
 
+def _strips(template: ChatTemplate) -> tuple[str, str]:
+    """The white space that the template removes in front of an answer, and behind it."""
+
+    def rendered(answer: str) -> str:
+        return template.render([QUESTION, _answer(answer)], add_generation_prompt=False)
+
+    bare = rendered(PROBE)
+    left = [char for char in WHITE_SPACE if rendered(char + PROBE) == bare]
+    right = [char for char in WHITE_SPACE if rendered(PROBE + char) == bare]
+    return "".join(left), "".join(right)
+
+
 def _check_boundary(renderer: Renderer, messages: list[Message], answer: str) -> None:
     """The whole chat must be prompt and completion joined, whatever the template writes behind."""
-    tokenizer, contract = renderer.tokenizer, renderer.contract
-    system: list[Message] = []
-    if contract.system_prompt is not None:
-        system = [{"role": "system", "content": contract.system_prompt}]
-    chat = _render(tokenizer, contract.chat_template, [*system, *messages, _answer(answer)], contract.template_options)
-    whole = tokenizer(chat, add_special_tokens=False)["input_ids"]
+    chat = renderer.template.render([*messages, _answer(answer)], add_generation_prompt=False)
+    [whole] = renderer.encoder.controlled([chat])
     joined = [*renderer.prompt(messages), *renderer.completion(answer)]
-    for position, (expected, found) in enumerate(zip(whole, joined, strict=False)):
+    _check_prefix(renderer.tokenizer, whole, joined, "of prompt and answer joined")
+
+
+def _check_prefix(tokenizer: PreTrainedTokenizerBase, whole: list[int], part: list[int], name: str) -> None:
+    for position, (expected, found) in enumerate(zip(whole, part, strict=False)):
         if expected != found:
             raise InputError(
                 f"the chat template does not keep prompt and answer apart: token {position} of the chat is "
-                f"{tokenizer.decode([expected])!r}, of prompt and answer joined {tokenizer.decode([found])!r}"
+                f"{tokenizer.decode([expected])!r}, {name} {tokenizer.decode([found])!r}"
             )
-    if len(joined) > len(whole):
+    if len(part) > len(whole):
         raise InputError("the chat template ends the chat before the stop token")
 
 
-def _render(
-    tokenizer: PreTrainedTokenizerBase,
-    template: str,
-    messages: list[Message],
-    options: dict[str, Any],
-    *,
-    add_generation_prompt: bool = False,
-) -> str:
+def _check_system(bare: Renderer, renderer: Renderer, messages: list[Message]) -> None:
+    """The system prompt must be in the prompt, and change nothing behind the last question: then the boundary is the
+    one that was proved without it. (Mistral's moves to the last question, so no whole chat begins with the prompt.)"""
+    prompt = renderer.contract.system_prompt or ""
+    system: Message = {"role": "system", "content": prompt}
     try:
-        text = tokenizer.apply_chat_template(
-            messages,
-            chat_template=template,
-            tokenize=False,
-            add_generation_prompt=add_generation_prompt,
-            **options,
-        )
-    except TemplateError as error:
-        roles = ", ".join(message["role"] for message in messages)
-        hint = "; leave data.system_prompt out" if messages[0]["role"] == "system" else ""
-        raise InputError(f"the chat template refuses a chat of {roles}: {error}{hint}") from None
-    return str(text)
+        text = renderer.template.render([system, *messages], add_generation_prompt=True)
+    except InputError as error:
+        raise InputError(f"{error}: leave data.system_prompt out") from None
+    if prompt.strip() not in text:
+        raise InputError("the chat template leaves system messages out: leave data.system_prompt out as well")
+    expected = bare.template.render(messages, add_generation_prompt=True).rpartition(QUESTION["content"])[2]
+    if text.rpartition(QUESTION["content"])[2] != expected:
+        raise InputError("the chat template writes another prompt behind a question if there is a system message")
 
 
 def _answer(text: str) -> Message:

@@ -65,7 +65,7 @@ def _with_examples(chat: list[Message], shown: list[Message]) -> list[Message]:
 def _training_rows(config: Config) -> Iterator[Triple]:
     trained = ledger.trained_row_ids(prepare.find(config).path)
     for chunk in sources.chunks(prepare.find_files(config)):
-        for record in readers.read(chunk, config.data.max_row_bytes):
+        for record in readers.read(chunk, config.data):
             row_id = f"{chunk.file.number}:{record.position}"
             if row_id in trained:
                 yield parse(record.value, row_id, config.data.sources[chunk.file.source])

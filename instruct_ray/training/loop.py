@@ -4,25 +4,34 @@ import json
 import math
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import ray.train
+import ray.train.torch
 import torch
 import torch.distributed as dist
 from pydantic import BaseModel, ConfigDict
+from torch import Tensor, nn
+from transformers import AutoConfig
 
 from instruct_ray.config import LoraConfig, TrainConfig
 from instruct_ray.data.dataset import PackedDataset
 from instruct_ray.data.feed import stream
 from instruct_ray.data.packing import Pack
 from instruct_ray.data.plan import Plan
+from instruct_ray.training.attention import MaskLayout
 from instruct_ray.training.export import save_weights
 from instruct_ray.training.loss import pack_loss
-from instruct_ray.training.model import load_model
+from instruct_ray.training.model import aux_loss_coef, load_model
+from instruct_ray.training.padded import num_computed_tokens, padded_loss
+from instruct_ray.training.proof import PackingProof, agree
 from instruct_ray.training.zero import ZeroEngine
 
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
+# (summed loss, tokens computed) of a pack.
+Compute = Callable[[nn.Module, Pack, torch.device], tuple[Tensor, int]]
 
 
 class TrainJob(BaseModel):
@@ -32,6 +41,10 @@ class TrainJob(BaseModel):
 
     base: Path
     packs: Path
+    obstacle: str | None
+    """Why packs do not suit the base; None if they are to be proved."""
+    proof: Path
+    """Where rank 0 records which way is taken, and why."""
     metrics: Path
     weights: Path
     """Where rank 0 leaves the trained weights."""
@@ -46,12 +59,16 @@ def train_loop_per_worker(config: dict[str, Any]) -> None:
     context = ray.train.get_context()
     rank, world_size = context.get_world_rank(), context.get_world_size()
     dataset, plan, train = PackedDataset.open(job.packs), job.plan, job.train
+    dtype = DTYPES[train.precision]
+    # Before there is an engine: the proof loads the base once more.
+    proof = agree(job.base, job.packs, job.obstacle, job.proof, ray.train.torch.get_device())
     engine = ZeroEngine(
         train,
         plan.packs_per_rank(world_size),
         world_size,
-        lambda: load_model(job.base, job.lora, DTYPES[train.precision], plan.seed),
+        lambda: load_model(job.base, job.lora, dtype, plan.seed, proof.implementation),
     )
+    compute = _compute(AutoConfig.from_pretrained(job.base), proof, dtype)
     start = _restore(engine)
     if rank == 0:
         _cut_metrics(job.metrics, start)
@@ -64,7 +81,7 @@ def train_loop_per_worker(config: dict[str, Any]) -> None:
         torch.manual_seed(hash((plan.seed, step, rank)))
         mine = next(packs)
         waited = time.perf_counter() - began
-        counts = _train_step(engine, mine, num_trained, learning_rate)
+        counts = _train_step(engine, compute, mine, num_trained, learning_rate)
         if not math.isfinite(counts["loss"]):
             raise FloatingPointError(f"loss is {counts['loss']} at step {step}; try a lower train.learning_rate")
         if rank == 0:
@@ -86,21 +103,32 @@ def learning_rate_at(step: int, num_steps: int, train: TrainConfig) -> float:
     return train.learning_rate * 0.5 * (1 + math.cos(math.pi * progress))
 
 
-def _train_step(engine: ZeroEngine, packs: list[Pack], num_trained: int, learning_rate: float) -> dict[str, float]:
+def _compute(config: Any, proof: PackingProof, dtype: torch.dtype) -> Compute:
+    """The way that the proof left open."""
+    if proof.is_packed:
+        layout = MaskLayout.of(config, proof.implementation, dtype)
+        return lambda model, pack, device: (pack_loss(model, pack, device, layout), len(pack["input_ids"]))
+    coef = aux_loss_coef(config)
+    return lambda model, pack, device: (padded_loss(model, pack, device, coef), num_computed_tokens(pack))
+
+
+def _train_step(
+    engine: ZeroEngine, compute: Compute, packs: list[Pack], num_trained: int, learning_rate: float
+) -> dict[str, float]:
     """One optimizer step. The loss is the sum over the step's trained tokens, on all ranks, over their number."""
     totals = torch.zeros(4, dtype=torch.float64)
     for pack in packs:
-        loss_sum = pack_loss(engine.model, pack, engine.device)
+        loss_sum, num_computed = compute(engine.model, pack, engine.device)
         engine.backward(loss_sum / num_trained)
         engine.step(learning_rate)
         totals += torch.tensor(
-            [loss_sum.item(), pack["num_tokens"], len(pack["input_ids"]), len(pack["row_ids"])], dtype=torch.float64
+            [loss_sum.item(), pack["num_tokens"], num_computed, len(pack["row_ids"])], dtype=torch.float64
         )
     totals = totals.to(engine.device)
     dist.all_reduce(totals)
-    loss_sum, num_tokens, num_computed, num_examples = totals.tolist()
+    step_loss, num_tokens, num_computed, num_examples = totals.tolist()
     return {
-        "loss": loss_sum / num_trained,
+        "loss": step_loss / num_trained,
         "grad_norm": engine.grad_norm,
         "num_tokens": int(num_tokens),
         "num_computed_tokens": int(num_computed),

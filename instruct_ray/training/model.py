@@ -12,7 +12,7 @@ from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig, AutoModelForCa
 
 from instruct_ray.config import LoraConfig
 from instruct_ray.errors import InputError
-from instruct_ray.training.attention import FLEX
+from instruct_ray.training.attention import FLEX, MaskLayout
 
 # What a pack's masks describe.
 PACKED_LAYERS = {"full_attention", "sliding_attention"}
@@ -24,7 +24,8 @@ def check_trainable(base: Path) -> Any:
     """The base's transformers configuration, if it is a causal language model.
 
     Raises:
-        InputError: it is not, or its forward pass takes no mask or no choice of positions for the output head.
+        InputError: it is not, its forward pass takes no mask or no choice of positions for the output head, or its
+            sliding window has no length.
     """
     config = AutoConfig.from_pretrained(base)
     if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
@@ -32,6 +33,7 @@ def check_trainable(base: Path) -> Any:
     missing = [name for name in FORWARD_ARGUMENTS if name not in _forward_arguments(config)]
     if missing:
         raise InputError(f"model.base: the forward pass of {config.model_type} takes no {', '.join(missing)}")
+    MaskLayout.of(config, plain_implementation(config), torch.float32)
     return config
 
 

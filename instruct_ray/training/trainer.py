@@ -1,9 +1,11 @@
 """Packs -> model: TorchTrainer around the training loop, and the exported folder around its weights."""
 
 import json
+import logging
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -22,11 +24,16 @@ from instruct_ray.data.templates import make_renderer
 from instruct_ray.errors import InputError
 from instruct_ray.tracking import TrackedRun
 from instruct_ray.training.loop import TrainJob, train_loop_per_worker
-from instruct_ray.training.model import check_trainable
+from instruct_ray.training.model import check_trainable, packing_obstacle
+from instruct_ray.training.proof import PackingProof
 from instruct_ray.worker_env import compute_env
 
 # What decides the weights.
 SECTIONS = ("run", "data", "model", "train")
+# In a run's folder: whether packs are computed as each example alone would be, and the way taken.
+PACKING_PROOF = "packing_proof.json"
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -58,13 +65,15 @@ def tune(config: Config, status: Callable[[str], None], start_ray: Callable[[], 
         run.check_pinned(config, *SECTIONS)
         return Tuned(folder.model, already_done=True)
     model = base.resolve(config)
-    check_trainable(model.folder)
+    obstacle = packing_obstacle(check_trainable(model.folder), config.data.max_tokens)
     _check_contract(config, dataset, model)
     weights = folder.path / ".weights"
     plan = plan_of(config, dataset)
     job = TrainJob(
         base=model.folder,
         packs=dataset.path,
+        obstacle=obstacle,
+        proof=folder.path / PACKING_PROOF,
         metrics=folder.metrics,
         weights=weights,
         plan=plan,
@@ -73,7 +82,9 @@ def tune(config: Config, status: Callable[[str], None], start_ray: Callable[[], 
     )
     run.pin(config, *SECTIONS)
     start_ray()
-    tracked = _tracked_run(config, folder, status)
+    # Once: with the first step, or at the end if it never comes.
+    say_way = cache(lambda: _say_if_padded(job.proof))
+    tracked = _tracked_run(config, folder, status, say_way)
     outcome = "FAILED"
     try:
         _fit(config, folder, job)
@@ -83,6 +94,7 @@ def tune(config: Config, status: Callable[[str], None], start_ray: Callable[[], 
         raise
     finally:
         tracked.finish(outcome)
+        say_way()
     _assemble(config, folder, weights, model, tracked.id, plan)
     return Tuned(folder.model, already_done=False)
 
@@ -97,10 +109,22 @@ def _check_contract(config: Config, dataset: PackedDataset, model: Base) -> None
         )
 
 
-def _tracked_run(config: Config, folder: run.RunFolder, status: Callable[[str], None]) -> TrackedRun:
+def _say_if_padded(record: Path) -> None:
+    """Warn that a run is slower than it could be, and why; in the log, where no live line overwrites it."""
+    if not record.is_file():
+        return
+    proof = PackingProof.model_validate_json(record.read_text())
+    if not proof.is_packed:
+        logger.warning("training padded instead of packed: %s (%s)", proof.reason, record)
+
+
+def _tracked_run(
+    config: Config, folder: run.RunFolder, status: Callable[[str], None], say_way: Callable[[], None]
+) -> TrackedRun:
     """The MLflow run; a continued training continues its run."""
 
     def on_step(record: dict[str, Any]) -> None:
+        say_way()
         tokens = record["num_tokens"] / record["seconds"]
         status(f"step {record['step']}/{record['num_steps']}  loss {record['loss']:.3f}  {tokens:,.0f} tokens/s")
 
@@ -143,6 +167,8 @@ def _assemble(config: Config, folder: run.RunFolder, weights: Path, model: Base,
                 shutil.copy(file, unfinished)
         contract = Contract.load(folder.contract)
         contract.save(unfinished / "contract.json")
+        # For whoever loads the model without the contract; a base may come without a template.
+        (unfinished / "chat_template.jinja").write_text(contract.standalone_template)
         record = {
             "base": model.name,
             "base_folder": str(model.folder),

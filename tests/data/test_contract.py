@@ -86,25 +86,60 @@ def test_another_tokenizer_is_refused(tmp_path: Path, renderer: Renderer, tokeni
         load_renderer(tmp_path)
 
 
+# As written before `strips_left`, `strips_right` and the fields of an answer's surroundings.
+OLD = {
+    "tokenizer_digest": "ab" * 32,
+    "chat_template": "{{ messages }}",
+    "system_prompt": None,
+    "layout": "{instruction}\n\n{input}",
+    "bos_token_id": 1,
+    "pad_token_id": 2,
+    "stop_token_id": 2,
+    "contract_version": 1,
+    "digest": "51eb1678c012a28968bc760823b8cdd689b6cc7cee51a7e3652090c423bc011a",
+}
+
+
 @pytest.mark.parametrize(
-    ("template", "message"),
+    "later",
     [
-        (None, "no chat template"),
-        ("{% for m in messages %}{{ m['content'] }}{% endfor %}", "puts no token behind an answer"),
-        (
-            "{% for m in messages %}<|im_start|>{{ m['content'] | trim | upper if m['role'] == 'assistant' and "
-            "m['content'] | length > 1 else m['content'] }}<|im_end|>{% endfor %}"
-            "{% if add_generation_prompt %}<|im_start|>{% endif %}",
-            "does not keep prompt and answer apart",
-        ),
+        {},
+        {"answer_prefix": "", "answer_suffix": "", "strips_answer": False, "template_options": {}},
+        {"strips_left": "", "strips_right": ""},
     ],
 )
-def test_templates_that_break_the_contract_are_refused(
-    tmp_path: Path, tokenizer: PreTrainedTokenizerFast, template: str | None, message: str
-) -> None:
-    tokenizer.save_pretrained(tmp_path)
-    (tmp_path / "chat_template.jinja").unlink()
-    if template is not None:
-        (tmp_path / "chat_template.jinja").write_text(template)
+def test_a_contract_saved_by_an_earlier_version_keeps_its_digest(tmp_path: Path, later: dict[str, object]) -> None:
+    path = tmp_path / "contract.json"
+    path.write_text(json.dumps(OLD | later))
+    contract = Contract.load(path)
+    assert contract.digest == OLD["digest"]
+    assert dataclasses.replace(contract, strips_left="\n").digest != OLD["digest"]
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("{", "damaged"),
+        ("[]", "damaged"),
+        ("{}", "damaged"),
+        (json.dumps({"digest": "x"}), "damaged: no bos_token_id, chat_template"),
+        (json.dumps(OLD | {"novelty": 1}), "a later version of this system, which also knows novelty"),
+        (json.dumps(OLD | {"contract_version": 2}), "contract version 2, this system renders by 1"),
+    ],
+)
+def test_what_is_no_contract_of_this_system_is_refused(tmp_path: Path, content: str, message: str) -> None:
+    (tmp_path / "contract.json").write_text(content)
     with pytest.raises(InputError, match=message):
-        make_renderer(tmp_path, None)
+        Contract.load(tmp_path / "contract.json")
+    with pytest.raises(InputError, match="no contract here"):
+        Contract.load(tmp_path / "elsewhere.json")
+
+
+def test_white_space_is_removed_as_the_contract_says(renderer: Renderer) -> None:
+    def stripped(**values: object) -> str:
+        return dataclasses.replace(renderer.contract, **values).stripped("\n \u3000a\u00a0 \n")
+
+    assert stripped() == "\n \u3000a\u00a0 \n"
+    assert stripped(strips_answer=True) == "a"
+    assert stripped(strips_left="\n") == " \u3000a\u00a0 \n"
+    assert stripped(strips_right="\n ") == "\n \u3000a\u00a0"

@@ -1,68 +1,190 @@
-"""Rows: read exactly, refused by name."""
+"""Rows of three formats, and what is wrong with one, in words."""
 
 import json
 from pathlib import Path
+from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from instruct_ray.data.triples import Triple, check_sources, parse, read_rows
-from instruct_ray.errors import InputError
-
-GOOD = {"instruction": "Rate", "input": "x", "output": "High"}
-
-
-def rows_of(tmp_path: Path, content: bytes, name: str = "a.jsonl") -> list[tuple[int, object]]:
-    path = tmp_path / name
-    path.write_bytes(content)
-    return list(read_rows(path))
+from instruct_ray.data.records import RowError
+from instruct_ray.data.triples import Triple, parse
+from tests.data.reading import GOOD, config_of, records_of
 
 
-def test_only_line_feeds_end_a_row(tmp_path: Path) -> None:
-    text = json.dumps({**GOOD, "input": "a\u2028b\u0085c"}, ensure_ascii=False)
-    [(number, row)] = rows_of(tmp_path, text.encode() + b"\r\n")
-    assert number == 1
-    assert parse(row, "1").input == "a\u2028b\u0085c"
+def triple_of(row: object, **source: Any) -> Triple:
+    return parse(row, "0:7", config_of("x", **source).sources[0])
 
 
-def test_blank_lines_count_but_hold_nothing(tmp_path: Path) -> None:
-    line = json.dumps(GOOD).encode()
-    assert [number for number, _ in rows_of(tmp_path, line + b"\n\n" + line)] == [1, 3]
+def user(text: object) -> dict[str, object]:
+    return {"role": "user", "content": text}
 
 
-def test_a_json_array_is_read(tmp_path: Path) -> None:
-    assert len(rows_of(tmp_path, json.dumps([GOOD, GOOD]).encode(), "a.json")) == 2
+def assistant(text: object) -> dict[str, object]:
+    return {"role": "assistant", "content": text}
+
+
+CHAT = [user("a"), assistant("b"), user("c"), assistant("d")]
+AS_TRIPLE = Triple("0:7", "c", "", "d", None, (("a", "b"),))
 
 
 @pytest.mark.parametrize(
-    ("content", "name"),
-    [(b"{bad", "a.jsonl"), (b"\xff\xfe", "a.jsonl"), (b"[" * 200_000, "a.jsonl"), (b"{", "a.json"), (b"{}", "a.json")],
-)
-def test_what_is_not_json_is_said(tmp_path: Path, content: bytes, name: str) -> None:
-    [(_, row)] = rows_of(tmp_path, content, name)
-    with pytest.raises(InputError, match=r"is not (JSON|an array)"):
-        parse(row, "1")
-
-
-@pytest.mark.parametrize(
-    ("row", "message"),
+    ("row", "expected"),
     [
-        ({"instruction": "a", "input": "b"}, "has no output"),
-        ({**GOOD, "output": " \n"}, "has an empty output: nothing to train on"),
-        ({**GOOD, "instruction": ""}, "has an empty instruction"),
-        ({**GOOD, "input": None}, "has input = None, which is not text"),
-        ({**GOOD, "output": 3}, "has output = 3, which is not text"),
-        ([1], "is list, not an object"),
-        ("text", "is str, not an object"),
+        ({"instruction": "a", "output": "b"}, Triple("0:7", "a", "", "b")),
+        ({**GOOD, "input": None, "system": None, "history": None, "id": None}, Triple("0:7", "Rate", "", "High")),
+        ({**GOOD, "id": 7, "other": [1]}, Triple("7", "Rate", "x", "High")),
+        ({**GOOD, "id": "", "history": "", "system": ""}, Triple("0:7", "Rate", "x", "High")),
+        (
+            {**GOOD, "system": "Be brief.", "history": [["a", "b"]]},
+            Triple("0:7", "Rate", "x", "High", "Be brief.", (("a", "b"),)),
+        ),
+        ({"messages": CHAT}, AS_TRIPLE),
+        ({"messages": [{"role": "system", "content": "s"}, *CHAT[2:]]}, Triple("0:7", "c", "", "d", "s")),
+        ({"messages": [{"role": "system", "content": ""}, *CHAT[2:]]}, Triple("0:7", "c", "", "d")),
+        ({"messages": CHAT[2:], "system": "s"}, Triple("0:7", "c", "", "d", "s")),
+        (
+            {"messages": [user([{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]), assistant("c")]},
+            Triple("0:7", "ab", "", "c"),
+        ),
+        (
+            {
+                "conversations": [
+                    {"from": "human", "value": "a"},
+                    {"from": "gpt", "value": "b"},
+                    {"from": "user", "value": "c"},
+                    {"from": "assistant", "value": "d"},
+                ]
+            },
+            AS_TRIPLE,
+        ),
+        # As a table holds turns of both kinds.
+        ({"messages": [{"from": None, "value": None, **turn} for turn in CHAT], "instruction": None}, AS_TRIPLE),
+        ({"conversations": [{"role": None, "content": None, "from": "human", "value": "a"}, assistant("b")]}, None),
     ],
 )
-def test_what_is_wrong_with_a_row_is_said(row: object, message: str) -> None:
-    with pytest.raises(InputError, match=message):
-        parse(row, "1")
+def test_formats_are_told_by_their_columns(row: dict[str, object], expected: Triple | None) -> None:
+    assert triple_of(row) == (expected or Triple("0:7", "a", "", "b"))
 
 
-def test_input_may_be_missing_and_id_is_kept() -> None:
-    triple = parse({"id": 7, "instruction": "a", "output": "b"}, "0:1")
-    assert triple == Triple("7", "a", "", "b")
+def test_a_named_format_reads_its_columns_only() -> None:
+    row = {**GOOD, "messages": CHAT, "conversations": CHAT[2:]}
+    assert triple_of(row, format="triples").output == "High"
+    assert triple_of(row, format="messages") == AS_TRIPLE
+    assert triple_of(row, format="sharegpt") == Triple("0:7", "c", "", "d")
+    with pytest.raises(RowError, match="has no messages, only 'instruction', 'input', 'output'"):
+        triple_of(GOOD, format="messages")
+
+
+BAD_ROWS: list[tuple[object, str, str]] = [
+    ({"instruction": "a", "input": "b"}, "missing_field", "has no output, only 'instruction', 'input'"),
+    ({"prompt": "a", "completion": "b"}, "missing_field", "has no instruction, only 'prompt', 'completion'"),
+    ({}, "missing_field", "has no instruction$"),
+    ({**GOOD, "instruction": None}, "missing_field", "has no instruction"),
+    ({**GOOD, "output": " \n\t"}, "empty_field", "has an empty output: nothing to train on"),
+    ({**GOOD, "instruction": ""}, "empty_field", "has an empty instruction: nothing to ask"),
+    ({**GOOD, "input": 3}, "wrong_type", "has input that is int 3, which is not text"),
+    ({**GOOD, "output": True}, "wrong_type", "has output that is bool True"),
+    ({**GOOD, "output": ["a"]}, "wrong_type", r"has output that is list \['a'\]"),
+    ({**GOOD, "system": {"a": 1}}, "wrong_type", "has system that is dict"),
+    ({**GOOD, "id": [1]}, "wrong_type", "has id that is list"),
+    ({**GOOD, "id": "\ud800"}, "not_unicode", "half a surrogate pair in id"),
+    ({**GOOD, "input": "\ud83d"}, "not_unicode", "half a surrogate pair in input"),
+    ({**GOOD, "input": "a\x00b"}, "control_character", "a NUL character in input"),
+    ({**GOOD, "history": "a"}, "wrong_type", "has a history that is no list of"),
+    ({**GOOD, "history": [["a"]]}, "wrong_type", "has a history that is no list of"),
+    ({**GOOD, "history": [["a", None]]}, "wrong_type", "has history that is null"),
+    ({**GOOD, "history": [["a", ""]]}, "empty_field", "an empty turn in history"),
+    ([1], "not_an_object", r"is list \[1\], not an object"),
+    (None, "not_an_object", "is null, not an object"),
+    (3, "not_an_object", "is int 3, not an object"),
+    ({"messages": []}, "no_answer", "last turn is not the assistant's"),
+    ({"messages": CHAT[:3]}, "no_answer", "last turn is not the assistant's"),
+    ({"messages": CHAT[1:]}, "roles", "do not take turns, the user first"),
+    ({"messages": [CHAT[0], *CHAT]}, "roles", "do not take turns"),
+    ({"messages": [*CHAT[:2], {"role": "system", "content": "s"}, *CHAT[2:]]}, "roles", "do not take turns"),
+    ({"messages": [user("a"), {"role": "tool", "content": "b"}, assistant("c")]}, "roles", "a turn of str 'tool'"),
+    ({"messages": [{"role": ["user"], "content": "b"}, assistant("c")]}, "roles", r"a turn of list \['user'\]"),
+    ({"messages": [user("a"), {"content": "b"}]}, "roles", "a turn of null"),
+    (
+        {"messages": [user("a"), {"role": "assistant", "content": None, "tool_calls": []}]},
+        "wrong_type",
+        "a turn in mess",
+    ),
+    ({"messages": [user([{"type": "image_url"}]), assistant("a")]}, "wrong_type", "parts that are not text"),
+    (
+        {"messages": [user([{"type": "text", "text": None}]), assistant("a")]},
+        "wrong_type",
+        "a turn in messages that is",
+    ),
+    ({"messages": [user(" "), assistant("a")]}, "empty_field", "an empty turn in messages"),
+    ({"messages": [user("a\x00"), assistant("a")]}, "control_character", "NUL character in a turn in messages"),
+    ({"messages": "hello"}, "wrong_type", "has messages that is no list of turns"),
+    ({"messages": ["hello"]}, "wrong_type", "has messages that is no list of turns"),
+]
+
+
+@pytest.mark.parametrize(("row", "reason", "message"), BAD_ROWS)
+def test_what_is_wrong_with_a_row_is_said(row: object, reason: str, message: str) -> None:
+    with pytest.raises(RowError) as error:
+        triple_of(row)
+    assert error.value.reason == reason
+    assert error.match(message)
+
+
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=5),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner, max_size=3),
+)
+turns = st.lists(
+    st.fixed_dictionaries({}, optional=dict.fromkeys(("role", "content", "from", "value"), json_values)) | json_values,
+    max_size=3,
+)
+
+
+@given(
+    st.fixed_dictionaries(
+        {},
+        optional={
+            **dict.fromkeys(("id", "instruction", "input", "output", "system", "history"), json_values),
+            **dict.fromkeys(("messages", "conversations"), turns | json_values),
+        },
+    )
+)
+def test_any_json_is_a_triple_or_a_reason(row: dict[str, object]) -> None:
+    try:
+        triple = triple_of(row)
+    except RowError as error:
+        assert error.reason and error.detail.encode()
+    else:
+        assert triple.output.strip() and triple.instruction.strip()
+        assert Triple.load(json.loads(json.dumps(triple.dump()))) == triple
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "a.json", "a.csv", "a.parquet"])
+def test_columns_are_renamed_in_every_kind_of_file(tmp_path: Path, name: str) -> None:
+    path = tmp_path / name
+    row = {"question": "a", "a.b": "b", "instruction": "not this"}
+    if name == "a.csv":
+        path.write_text(",".join(row) + "\n" + ",".join(row.values()) + "\n")
+    elif name == "a.parquet":
+        pq.write_table(pa.Table.from_pylist([row]), path)
+    else:
+        path.write_text(json.dumps([row] if name == "a.json" else row))
+    columns = {"instruction": "question", "output": "a.b", "id": "no such"}
+    [record] = records_of(path, columns=columns)
+    assert triple_of(record.value, columns=columns) == Triple("0:7", "a", "", "b")
+    with pytest.raises(RowError, match="has no answer"):
+        triple_of(record.value, columns={**columns, "output": "answer"})
+
+
+def test_chat_columns_are_renamed() -> None:
+    row = {"dialog": CHAT}
+    assert triple_of(row, columns={"messages": "dialog"}) == AS_TRIPLE
+    assert triple_of(row, columns={"conversations": "dialog"}, format="sharegpt") == AS_TRIPLE
 
 
 def test_a_reworded_instruction_stays_on_its_side() -> None:
@@ -73,20 +195,19 @@ def test_a_reworded_instruction_stays_on_its_side() -> None:
     assert 20 < sum(sides) < 80
 
 
-@pytest.mark.parametrize(
-    ("name", "content", "message"),
-    [("none.jsonl", None, "no file"), ("a.txt", b"x", "neither"), ("a.jsonl", b"", "is empty")],
+texts = st.text(st.sampled_from("ab1:\x1e"), max_size=4)
+triples = st.builds(
+    Triple,
+    st.just("a"),
+    texts,
+    texts,
+    texts,
+    st.none() | texts,
+    st.lists(st.tuples(texts, texts), max_size=2).map(tuple),
 )
-def test_unusable_sources_are_named(tmp_path: Path, name: str, content: bytes | None, message: str) -> None:
-    path = tmp_path / name
-    if content is not None:
-        path.write_bytes(content)
-    with pytest.raises(InputError, match=message) as error:
-        check_sources((path,))
-    assert str(path) in str(error.value)
 
 
-def test_a_folder_named_like_a_file_is_refused(tmp_path: Path) -> None:
-    (tmp_path / "x.jsonl").mkdir()
-    with pytest.raises(InputError, match="no file"):
-        check_sources((tmp_path / "x.jsonl",))
+@given(triples, triples)
+def test_only_what_is_trained_alike_is_a_duplicate(one: Triple, other: Triple) -> None:
+    trained = [(t.system or "", t.history, t.instruction, t.input, t.output) for t in (one, other)]
+    assert (one.content_digest == other.content_digest) == (trained[0] == trained[1])

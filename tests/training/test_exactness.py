@@ -1,88 +1,29 @@
 """Packed, padded and alone: the same losses and the same gradient of every parameter, for every kind of attention."""
 
 from collections.abc import Callable
+from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
-from transformers import (
-    AutoModelForCausalLM,
-    Gemma2Config,
-    Gemma3TextConfig,
-    GPT2Config,
-    LlamaConfig,
-    MistralConfig,
-    MixtralConfig,
-    PreTrainedConfig,
-    PreTrainedModel,
-    Qwen3Config,
+from transformers import PreTrainedModel
+
+from instruct_ray.data.packing import IGNORE_INDEX, Example, Pack, empty_pack, pack
+from instruct_ray.training.loss import pack_loss, token_losses
+from instruct_ray.training.padded import num_computed_tokens, padded_loss, prune, unpack
+from tests.training.tiny_models import (
+    CONFIGS,
+    CPU,
+    EXAMPLES,
+    HEAD,
+    alone_loss,
+    assert_same_gradients,
+    gradients,
+    layout_of,
+    make_model,
 )
 
-from instruct_ray.data.packing import Example, Pack, empty_pack, pack
-from instruct_ray.training.attention import MaskLayout
-from instruct_ray.training.loss import pack_loss
-from instruct_ray.training.model import packed_implementation, packing_obstacle
-from instruct_ray.training.padded import padded_loss
-
-CPU = torch.device("cpu")
-SIZES = {
-    "vocab_size": 64,
-    "hidden_size": 32,
-    "intermediate_size": 48,
-    "num_hidden_layers": 3,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "head_dim": 8,
-    "max_position_embeddings": 128,
-    # 2 ends every completion: that padding has the same id as a token must not matter.
-    "pad_token_id": 2,
-    "eos_token_id": 2,
-    "bos_token_id": None,
-}
-MIXED = {"sliding_window": 4, "layer_types": ["sliding_attention", "full_attention", "sliding_attention"]}
-CONFIGS: dict[str, PreTrainedConfig] = {
-    "llama": LlamaConfig(**SIZES),
-    "qwen3": Qwen3Config(**SIZES),
-    "qwen3-sliding": Qwen3Config(**SIZES, use_sliding_window=True, sliding_window=5, max_window_layers=1),
-    "mistral": MistralConfig(**SIZES, sliding_window=6),
-    "gemma2": Gemma2Config(**SIZES, **MIXED),
-    "gemma3": Gemma3TextConfig(**SIZES, **MIXED),
-    "gpt2": GPT2Config(
-        vocab_size=64, n_embd=32, n_layer=3, n_head=4, n_positions=128, attn_pdrop=0, resid_pdrop=0, embd_pdrop=0
-    ),
-    "mixtral": MixtralConfig(**SIZES, num_local_experts=4, num_experts_per_tok=2),
-}
-HEAD = [5, 6, 7, 8, 9, 10, 11]
-# A chat of three turns: each prompt is the one before with its completion and a user's words.
-TURNS = [
-    Example("chat-1", [*HEAD, 20, 21], [30, 31, 2]),
-    Example("chat-2", [*HEAD, 20, 21, 30, 31, 2, 22, 23], [32, 2]),
-    Example("chat-3", [*HEAD, 20, 21, 30, 31, 2, 22, 23, 32, 2, 24], [33, 34, 35, 2]),
-]
-EXAMPLES = [
-    Example("other-input", [*HEAD, 25, 26, 27, 8], [30, 2]),
-    Example("same-prompt-a", [*HEAD, 40, 41], [36, 2]),
-    Example("same-prompt-b", [*HEAD, 40, 41], [37, 38, 2]),
-    Example("same-prompt-and-first-token", [*HEAD, 40, 41], [37, 39, 2]),
-    *TURNS,
-    # Its whole path is the beginning of another's.
-    Example("path-is-prefix", [*HEAD, 20], [21, 30]),
-    Example("twice", [*HEAD, 40, 41], [36, 2]),
-    Example("shares-two-tokens", [5, 6, 42, 43, 44, 45, 46, 47, 48, 49, 50, 51], [30, 2]),
-    Example("shares-nothing", [12, 13], [34, 2]),
-    Example("one-token-prompt", [14], [35, 36, 2]),
-]
-
-
-def make_model(config: PreTrainedConfig) -> PreTrainedModel:
-    """Random weights, larger than usual so that attention is far from uniform."""
-    torch.manual_seed(0)
-    implementation = packed_implementation(config, CPU)
-    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32, attn_implementation=implementation)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.dim() > 1:
-                parameter.normal_(std=0.3)
-    return model.train()
+Summed = Callable[[PreTrainedModel, list[Pack]], torch.Tensor]
 
 
 @pytest.fixture(scope="module", params=CONFIGS)
@@ -90,45 +31,111 @@ def model(request: pytest.FixtureRequest) -> PreTrainedModel:
     return make_model(CONFIGS[request.param])
 
 
-def alone_loss(model: PreTrainedModel, example: Example) -> torch.Tensor:
-    """As transformers itself computes it: no mask of ours, no packing, no padding."""
-    ids = torch.tensor([[*example.prompt_ids, *example.completion_ids]])
-    logits = model(input_ids=ids, use_cache=False).logits[0, len(example.prompt_ids) - 1 : -1]
-    return torch.nn.functional.cross_entropy(logits, ids[0, len(example.prompt_ids) :], reduction="sum")
-
-
-def gradients(model: PreTrainedModel, loss: torch.Tensor) -> dict[str, torch.Tensor]:
-    model.zero_grad()
-    loss.backward()
-    return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+@pytest.fixture(scope="module")
+def llama() -> PreTrainedModel:
+    return make_model(CONFIGS["llama"])
 
 
 def packed_sum(model: PreTrainedModel, packs: list[Pack]) -> torch.Tensor:
-    layout = MaskLayout.of(model.config, model.config._attn_implementation, torch.float32)
-    return torch.stack([pack_loss(model, one, CPU, layout) for one in packs]).sum()
+    return torch.stack([pack_loss(model, one, CPU, layout_of(model)) for one in packs]).sum()
 
 
 def padded_sum(model: PreTrainedModel, packs: list[Pack]) -> torch.Tensor:
     return torch.stack([padded_loss(model, one, CPU) for one in packs]).sum()
 
 
-def assert_same_gradients(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> None:
-    assert found.keys() == expected.keys()
-    for name, gradient in expected.items():
-        difference = (found[name] - gradient).norm()
-        assert difference <= max(1e-5 * gradient.norm(), 1e-7), f"{name}: {difference} of {gradient.norm()}"
+def places(example: Example, packed: Pack, taken: set[int]) -> list[int]:
+    """Where an example is trained in a pack: the first way in the tree that reads and trains what it does."""
+    inputs = [*example.prompt_ids, *example.completion_ids][:-1]
+    for branch in unpack(packed):
+        trained = branch.positions[len(example.prompt_ids) - 1 : len(inputs)]
+        labels = np.asarray(packed["labels"])[trained].tolist()
+        if branch.input_ids[: len(inputs)] == inputs and labels == example.completion_ids and not taken & {*trained}:
+            return trained
+    raise AssertionError(f"{example.row_id} is not in the pack")
 
 
 @pytest.mark.parametrize("summed", [packed_sum, padded_sum])
 @pytest.mark.parametrize("pack_tokens", [24, 128])
-def test_losses_and_gradients_equal_those_of_each_example_alone(
-    model: PreTrainedModel, summed: Callable[[PreTrainedModel, list[Pack]], torch.Tensor], pack_tokens: int
-) -> None:
+def test_gradients_equal_those_of_each_example_alone(model: PreTrainedModel, summed: Summed, pack_tokens: int) -> None:
     packs = list(pack(EXAMPLES, pack_tokens))
-    assert pack_tokens == 24 or (len(packs) == 1 and len(packs[0]["input_ids"]) < packs[0]["num_tokens"] / 2)
     alone = torch.stack([alone_loss(model, example) for example in EXAMPLES]).sum()
     found = summed(model, packs)
-    torch.testing.assert_close(found, alone, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(found, alone, rtol=1e-5, atol=0)
     expected = gradients(model, alone)
     assert_same_gradients(gradients(model, found), expected)
     assert sum(gradient.norm() for gradient in expected.values()) > 1
+
+
+def test_losses_equal_those_of_each_example_alone(model: PreTrainedModel) -> None:
+    [packed] = pack(EXAMPLES, 128)
+    assert len(packed["input_ids"]) < packed["num_tokens"] / 2
+    losses = torch.zeros(len(packed["input_ids"]))
+    with torch.no_grad():
+        losses[torch.tensor(np.asarray(packed["labels"]) != IGNORE_INDEX)] = token_losses(
+            model, packed, CPU, layout_of(model)
+        )
+        taken: set[int] = set()
+        for example in EXAMPLES:
+            trained = places(example, packed, taken)
+            taken |= {*trained}
+            torch.testing.assert_close(losses[trained].sum(), alone_loss(model, example), rtol=1e-5, atol=1e-6)
+    assert len(taken) == packed["num_trained"]
+
+
+@pytest.mark.parametrize("name", ["qwen3-sliding", "mistral", "gemma2", "gemma3"])
+def test_the_examples_are_longer_than_the_windows(name: str) -> None:
+    model = make_model(CONFIGS[name])
+    packs = list(pack(EXAMPLES, 128))
+    layout = layout_of(model)
+    blind = replace(layout, windows=dict.fromkeys(layout.windows) if isinstance(layout.windows, dict) else None)
+    with torch.no_grad():
+        difference = packed_sum(model, packs) - sum(pack_loss(model, one, CPU, blind) for one in packs)
+    assert difference.abs() > 0.1
+
+
+@pytest.mark.parametrize("summed", [packed_sum, padded_sum])
+def test_an_empty_pack_is_a_zero_in_the_graph(llama: PreTrainedModel, summed: Summed) -> None:
+    loss = summed(llama, [empty_pack()])
+    assert loss.item() == 0
+    found = gradients(llama, loss)
+    assert found.keys() == dict(llama.named_parameters()).keys()
+    assert all(gradient.abs().max() == 0 for gradient in found.values())
+
+
+def test_unpacking_counts_every_trained_position_once() -> None:
+    [packed] = pack(EXAMPLES, 128)
+    branches = unpack(packed)
+    trained = [
+        (position, label)
+        for branch in branches
+        for position, label in zip(branch.positions, branch.labels, strict=True)
+        if label != IGNORE_INDEX
+    ]
+    labels = np.asarray(packed["labels"]).tolist()
+    assert sorted(trained) == [(i, label) for i, label in enumerate(labels) if label != IGNORE_INDEX]
+    positions = np.asarray(packed["position_ids"])
+    for branch in branches:
+        assert positions[branch.positions].tolist() == list(range(len(branch.positions)))
+    # What is the beginning of another's way has no branch of its own.
+    assert len(branches) < len(EXAMPLES)
+    assert num_computed_tokens(packed) == len(branches) * max(len(branch.input_ids) for branch in branches)
+
+
+def test_a_pruned_pack_is_the_pack_of_its_branches(llama: PreTrainedModel) -> None:
+    [packed] = pack(EXAMPLES, 128)
+    branches = unpack(packed)
+    chosen = [branches[0], branches[2], branches[-1]]
+    pruned = prune(packed, chosen)
+    assert [branch.input_ids for branch in unpack(pruned)] == [branch.input_ids for branch in chosen]
+    with torch.no_grad():
+        torch.testing.assert_close(packed_sum(llama, [pruned]), padded_sum(llama, [pruned]))
+
+
+def test_padding_is_told_by_place_and_not_by_id(llama: PreTrainedModel) -> None:
+    # Token 2 is the pad token of these models; here it stands in a prompt as well.
+    examples = [Example("pads", [*HEAD, 2, 2, 20], [2, 2]), Example("long", [*HEAD, *range(40, 60)], [30, 2])]
+    packs = list(pack(examples, 128))
+    with torch.no_grad():
+        alone = torch.stack([alone_loss(llama, example) for example in examples]).sum()
+        torch.testing.assert_close(padded_sum(llama, packs), alone, rtol=1e-5, atol=0)

@@ -11,16 +11,25 @@ import pytest
 import torch
 from peft import PeftModel
 from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    Gemma3TextConfig,
+    MixtralConfig,
+    PreTrainedConfig,
+    PreTrainedTokenizerFast,
+)
 
 from instruct_ray.config import Config
-from instruct_ray.data.rendering import load_renderer
 from instruct_ray.data.prepare import find, prepare
+from instruct_ray.data.rendering import load_renderer
 from instruct_ray.errors import InputError
 from instruct_ray.inference.loading import load_for_inference
 from instruct_ray.run import RunFolder
-from instruct_ray.training.trainer import tune
+from instruct_ray.training.proof import PackingProof
+from instruct_ray.training.trainer import PACKING_PROOF, tune
 from tests.fakes import no_start, say_nothing
+from tests.training.tiny_models import CONFIGS
 
 pytestmark = pytest.mark.usefixtures("ray_4_cpus")
 STEPS = {"epochs": 8, "examples_per_step": 12, "checkpoint_every": 4}
@@ -28,6 +37,10 @@ STEPS = {"epochs": 8, "examples_per_step": 12, "checkpoint_every": 4}
 
 def metrics_of(config: Config) -> list[dict[str, float]]:
     return [json.loads(line) for line in RunFolder.of(config).metrics.read_text().splitlines()]
+
+
+def proof_of(config: Config) -> PackingProof:
+    return PackingProof.model_validate_json((RunFolder.of(config).path / PACKING_PROOF).read_text())
 
 
 def weights_of(config: Config) -> dict[str, torch.Tensor]:
@@ -132,6 +145,57 @@ def test_a_changed_config_is_refused_by_key(killed_and_not: tuple[Config, Config
 def test_tuning_before_preparing_is_refused(make_config: Callable[..., Config]) -> None:
     with pytest.raises(InputError, match=r"no prepared packs; run `python -m jobs.prepare`"):
         tune(make_config(), say_nothing, no_start)
+
+
+def test_the_proof_is_recorded(killed_and_not: tuple[Config, Config]) -> None:
+    for config in killed_and_not:
+        record = proof_of(config)
+        assert (record.path, record.implementation, record.num_layers) == ("packed", "sdpa", 2)
+        assert record.loss_difference is not None
+        assert record.loss_difference <= record.loss_tolerance
+
+
+def other_base(folder: Path, config: PreTrainedConfig, tokenizer: PreTrainedTokenizerFast) -> str:
+    torch.manual_seed(0)
+    AutoModelForCausalLM.from_config(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return str(folder)
+
+
+def test_sliding_windows_are_packed_and_sharded(
+    make_config: Callable[..., Config], tmp_path: Path, tokenizer: PreTrainedTokenizerFast
+) -> None:
+    gemma = CONFIGS["gemma3"].to_dict() | {"vocab_size": len(tokenizer)}
+    base = other_base(tmp_path / "gemma3", Gemma3TextConfig(**gemma), tokenizer)
+    train = {**STEPS, "epochs": 1, "zero_stage": 3, "num_workers": 2}
+    config = make_config(model={"base": base}, train=train)
+    prepare(config, no_start)
+    tune(config, say_nothing, no_start)
+    record = proof_of(config)
+    assert record.path == "packed"
+    assert record.window == 4 < record.longest
+    assert sum(line["examples"] for line in metrics_of(config)) == find(config).num_train
+
+
+def test_what_packs_would_change_is_trained_padded_and_said(
+    make_config: Callable[..., Config],
+    tmp_path: Path,
+    tokenizer: PreTrainedTokenizerFast,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    mixtral = CONFIGS["mixtral"].to_dict() | {"vocab_size": len(tokenizer), "output_router_logits": True}
+    base = other_base(tmp_path / "mixtral", MixtralConfig(**mixtral), tokenizer)
+    config = make_config(model={"base": base}, train={**STEPS, "epochs": 1, "num_workers": 2})
+    prepare(config, no_start)
+    tune(config, say_nothing, no_start)
+    record = proof_of(config)
+    assert record.path == "padded"
+    assert "auxiliary loss" in record.reason
+    assert f"training padded instead of packed: {record.reason}" in caplog.text
+    lines = metrics_of(config)
+    assert sum(line["examples"] for line in lines) == find(config).num_train
+    # Shared prompts are computed once per example, and padding on top.
+    assert sum(line["num_computed_tokens"] for line in lines) > sum(line["num_tokens"] for line in lines) * 0.9
 
 
 def test_zero_3_on_three_ranks_equals_zero_0_on_one(make_config: Callable[..., Config]) -> None:

@@ -1,0 +1,119 @@
+"""What the benchmarks share: facts about the machine, its matrix-product peak, tables, and where results go."""
+
+import argparse
+import datetime
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parents[2]
+CORES = os.cpu_count() or 1
+CACHE = Path.home() / ".cache" / "instruct_ray_bench"
+# Rows, columns and depth of products: those of SmolLM2-135M's layers, and two large squares.
+GEMM_SHAPES = ((512, 576, 1536), (512, 1536, 576), (1024, 1024, 1024), (2048, 2048, 2048))
+GEMM_SECONDS = 0.7
+
+
+def arguments(description: str | None) -> argparse.ArgumentParser:
+    """The command line of a benchmark."""
+    parser = argparse.ArgumentParser(
+        description=description, formatter_class=argparse.ArgumentDefaultsHelpFormatter, allow_abbrev=False
+    )
+    parser.add_argument("--out", type=Path, default=ROOT / "runs" / "bench", help="folder of results and work files")
+    return parser
+
+
+def facts() -> dict[str, Any]:
+    """When and on what something was measured, and how busy that machine was just before."""
+    cpu = next((line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")), "")
+    return {
+        "date": datetime.datetime.now(tz=datetime.UTC).date().isoformat(),
+        "cpu": cpu.partition(":")[2].strip() or platform.processor(),
+        "cores": CORES,
+        "memory_gib": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30),
+        "load_before": round(os.getloadavg()[0], 2),
+    }
+
+
+def publish(name: str, out: Path, machine: Mapping[str, Any], tables: Sequence[str], measured: Any) -> None:
+    """Print the tables with where they come from, and keep them beside everything that was measured."""
+    source = (
+        f"Measured {machine['date']} with `python -m tests.bench.bench_{name}` on {machine['cores']} cores of "
+        f"{machine['cpu']}, {machine['memory_gib']} GiB (load before: {machine['load_before']})."
+    )
+    text = "\n\n".join([*tables, source]) + "\n"
+    out.mkdir(parents=True, exist_ok=True)
+    (out / f"{name}.md").write_text(text)
+    (out / f"{name}.json").write_text(json.dumps({"machine": machine, "measured": measured}, indent=1) + "\n")
+    print(f"\n{text}\n-> {out / name}.json, .md", flush=True)
+
+
+def table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
+    """A markdown table."""
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join("| " + " | ".join(str(cell) for cell in line) + " |" for line in lines)
+
+
+def spread(values: Sequence[float], digits: int = 2) -> str:
+    """Median and range of repeated measurements, for a cell."""
+    middle = statistics.median(values)
+    if len(values) == 1:
+        return f"{middle:,.{digits}f}"
+    return f"{middle:,.{digits}f} ({min(values):,.{digits}f}–{max(values):,.{digits}f})"
+
+
+def say(text: str) -> None:
+    """A line of progress, with the time of day."""
+    print(f"{datetime.datetime.now():%H:%M:%S} {text}", flush=True)
+
+
+def run_python(
+    python: Path | str, args: Sequence[str], env: Mapping[str, str], log: Path, *, nice: int = 0
+) -> subprocess.CompletedProcess[str]:
+    """Run a Python program from the repository's root; its output goes to `log`.
+
+    Raises:
+        RuntimeError: it failed; shows its last lines.
+    """
+    log.parent.mkdir(parents=True, exist_ok=True)
+    with log.open("w") as file:
+        command = ["nice", "-n", str(nice), str(python), *args]
+        environment = {**os.environ, "HF_HUB_OFFLINE": "1", "RAY_AUTH_MODE": "disabled", **env}
+        done = subprocess.run(command, cwd=ROOT, env=environment, stdout=file, stderr=subprocess.STDOUT, text=True)
+    if done.returncode:
+        tail = "\n".join(log.read_text().splitlines()[-15:])
+        raise RuntimeError(f"{' '.join(command)} ended with {done.returncode}:\n{tail}")
+    return done
+
+
+def gemm_peak(threads: int) -> float:
+    """GFLOP/s of the best bf16 matrix product that torch does here, in a process of its own."""
+    command = [sys.executable, "-m", "tests.bench.machine", str(threads)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    return float(done.stdout)
+
+
+def _measure_gemm(threads: int) -> float:
+    import torch  # noqa: PLC0415  (seconds, and this module is also read where there is no torch)
+
+    torch.set_num_threads(threads)
+    best = 0.0
+    for rows, depth, columns in GEMM_SHAPES:
+        a = torch.randn(rows, depth, dtype=torch.bfloat16)
+        b = torch.randn(columns, depth, dtype=torch.bfloat16)
+        end = time.perf_counter() + GEMM_SECONDS
+        while (began := time.perf_counter()) < end:
+            torch.nn.functional.linear(a, b)
+            best = max(best, 2 * rows * depth * columns / (time.perf_counter() - began) / 1e9)
+    return best
+
+
+if __name__ == "__main__":
+    print(_measure_gemm(int(sys.argv[1])))

@@ -1,0 +1,162 @@
+"""The two sides of the training benchmark, each in a process of its own: ours by its jobs, TRL in its environment."""
+
+import argparse
+import json
+import shutil
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from instruct_ray.config import Config
+from instruct_ray.data.packing import Example, Pack
+from instruct_ray.data.prepare import find
+from tests.bench.examples import bench_config, examples_of, renderer_of, resolve_base
+from tests.bench.machine import CORES, run_python
+from tests.bench.rows import Row, write_jsonl
+from tests.bench.trl_env import environment
+
+BATCH = 8
+# Steps not timed, on both sides: libraries are warming up.
+WARM_UP = 1
+LEARNING_RATE = 1e-5
+# Ray gives its workers this niceness; TRL gets the same.
+NICE = 15
+
+
+@dataclass(frozen=True)
+class Task:
+    """One data set to train on: the rows that our packs hold."""
+
+    name: str
+    work: Path
+    base: Path
+    examples: list[Example]
+    packs: list[Pack]
+    packs_per_step: int
+
+    @property
+    def row_tokens(self) -> int:
+        return sum(example.num_tokens for example in self.examples)
+
+    @property
+    def num_steps(self) -> int:
+        return -(-len(self.packs) // self.packs_per_step)
+
+
+@dataclass(frozen=True)
+class Timed:
+    """What one side did in one round, the warm-up left out."""
+
+    tokens_per_second: float
+    computed_per_second: float
+    losses: list[float]
+    seconds: list[float]
+
+
+def make_task(name: str, rows: Sequence[Row], work: Path, options: argparse.Namespace) -> Task:
+    """Prepare the rows once with the project's own job, and see which of them its packs hold."""
+    write_jsonl(rows, work / f"{name}.jsonl")
+    config = _configure(name, "rows", work, options)
+    _job("prepare", config, work, options)
+    dataset = find(config)
+    packs = [dataset.read(index) for index in range(dataset.num_packs)]
+    base_model = resolve_base(work)
+    # Row ids are source:number, numbers counted from 1.
+    numbers = [int(row_id.split(":")[1]) - 1 for pack in packs for row_id in pack["row_ids"]]
+    examples = examples_of(renderer_of(base_model), [rows[number] for number in numbers])
+    if sum(example.num_tokens for example in examples) != sum(pack["num_tokens"] for pack in packs):
+        raise AssertionError("the rows of the packs are not those found by their row ids")
+    packs_per_step = max(1, round(config.train.examples_per_step * len(packs) / len(examples)))
+    return Task(name, work, base_model.folder, examples, packs, packs_per_step)
+
+
+def run_ours(task: Task, round_: str, options: argparse.Namespace) -> Timed:
+    """Prepare and tune as a user would; the times are those of metrics.jsonl."""
+    config = _configure(task.name, round_, task.work, options)
+    folder = task.work / config.run.name
+    shutil.rmtree(folder, ignore_errors=True)
+    _job("prepare", config, task.work, options)
+    _job("tune", config, task.work, options)
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    shutil.rmtree(folder)
+    _check_steps("ours", len(lines), task)
+    return _timed(lines, [line["loss"] for line in lines])
+
+
+def run_trl(task: Task, round_: str, python: Path, settings: dict[str, Any]) -> Timed:
+    """TRL on the same rows in as many steps."""
+    num_batches = -(-len(task.examples) // settings.get("per_device_train_batch_size", BATCH))
+    accumulation = -(-num_batches // task.num_steps)
+    answer = ask_trl(task, round_, python, {"kind": "train", "settings": settings, "accumulation": accumulation})
+    if not settings.get("packing"):
+        _check_steps("TRL", len(answer["seconds"]), task)
+    lines = []
+    for step, seconds in enumerate(answer["seconds"]):
+        counts = answer["counts"][step * accumulation : (step + 1) * accumulation]
+        num_tokens, num_computed = (sum(count[column] for count in counts) for column in (0, 1))
+        lines.append({"seconds": seconds, "num_tokens": num_tokens, "num_computed_tokens": num_computed})
+    return _timed(lines, answer["losses"])
+
+
+def ask_trl(task: Task, name: str, python: Path, request: dict[str, Any]) -> dict[str, Any]:
+    """Run `trl_peer` with a request about a task's rows; returns its answer."""
+    name = f"{task.name}-{name}"
+    given, answer = task.work / f"{name}-job.json", task.work / f"{name}-answer.json"
+    rows = [as_trl(example) for example in request.pop("examples", task.examples)]
+    common = {"threads": CORES, "base": str(task.base), "folder": str(task.work / "trl"), "rows": rows}
+    given.write_text(json.dumps(common | {"learning_rate": LEARNING_RATE} | request))
+    args = [str(Path(__file__).with_name("trl_peer.py")), str(given), str(answer)]
+    run_python(python, args, environment(), task.work / "logs" / f"{name}.log", nice=NICE)
+    result: dict[str, Any] = json.loads(answer.read_text())
+    return result
+
+
+def as_trl(example: Example) -> dict[str, list[int]]:
+    """An example as TRL takes tokenised rows; it shifts the labels itself."""
+    prompt, completion = [int(i) for i in example.prompt_ids], [int(i) for i in example.completion_ids]
+    return {"input_ids": prompt + completion, "labels": [-100] * len(prompt) + completion}
+
+
+def _configure(name: str, round_: str, work: Path, options: argparse.Namespace) -> Config:
+    values = bench_config(
+        work,
+        f"{name}-{round_}",
+        work / f"{name}.jsonl",
+        # As good as nothing is held out: a row more or less is no matter, both sides get the same.
+        data={"test_fraction": 0.01, "pack_tokens": options.pack_tokens, "max_tokens": options.pack_tokens},
+        train={
+            "examples_per_step": options.examples_per_step[name],
+            "learning_rate": LEARNING_RATE,
+            "num_workers": options.workers,
+            "zero_stage": options.zero_stage,
+            "checkpoint_every": 10**6,
+        },
+    )
+    (work / f"{name}-{round_}.yaml").write_text(yaml.safe_dump(values))
+    return Config.model_validate(values)
+
+
+def _job(job: str, config: Config, work: Path, options: argparse.Namespace) -> None:
+    env = environment() | {"OMP_NUM_THREADS": str(max(1, CORES // options.workers))}
+    args = ["-m", f"jobs.{job}", "--config", str(work / f"{config.run.name}.yaml")]
+    run_python(sys.executable, args, env, work / "logs" / f"{config.run.name}-{job}.log")
+
+
+def _check_steps(side: str, num_steps: int, task: Task) -> None:
+    if num_steps != task.num_steps:
+        raise AssertionError(f"{side} took {num_steps} steps on {task.name}, not {task.num_steps}")
+
+
+def _timed(lines: Sequence[dict[str, Any]], losses: list[float]) -> Timed:
+    timed = lines[WARM_UP:]
+    seconds = sum(line["seconds"] for line in timed)
+    return Timed(
+        sum(line["num_tokens"] for line in timed) / seconds,
+        sum(line["num_computed_tokens"] for line in timed) / seconds,
+        losses,
+        [line["seconds"] for line in lines],
+    )

@@ -1,0 +1,58 @@
+"""TRL in an environment of its own, outside the repository, and what was tried to make it fast."""
+
+import os
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Any
+
+from instruct_ray.worker_env import KEEP_FREED_MEMORY
+from tests.bench.machine import CORES, ROOT, say
+
+REQUIREMENTS = ("trl==1.16.0", "torch==2.13.0")
+# TRL 1.16's own defaults are bf16 autocast, gradient checkpointing, batches of 8 random rows, weights in the
+# checkpoint's precision (bf16). Rows are never cut, in either.
+DEFAULTS: dict[str, Any] = {"max_length": None}
+BEST: dict[str, Any] = {
+    "max_length": None,
+    "bf16": True,
+    "gradient_checkpointing": False,
+    "train_sampling_strategy": "group_by_length",
+}
+# Tried beside BEST; `--try` measures them again.
+CANDIDATES: dict[str, dict[str, Any]] = {
+    "best": BEST,
+    "weights in fp32 (mixed precision with master weights)": BEST | {"dtype": "fp32"},
+    "bf16 weights without autocast": BEST | {"bf16": False},
+    "batches of 4": BEST | {"per_device_train_batch_size": 4},
+    "batches of 16": BEST | {"per_device_train_batch_size": 16},
+    "torch.compile, lengths padded to 32": BEST | {"torch_compile": True, "pad_to_multiple_of": 32},
+    "padding-free (block mask on CPU)": BEST | {"padding_free": True},
+    "packing bfd to 512": BEST | {"packing": True, "max_length": 512, "per_device_train_batch_size": 1},
+}
+
+
+def environment() -> dict[str, str]:
+    """What both sides get: both cores, and freed memory kept (without it page faults cost TRL several times more)."""
+    return {"OMP_NUM_THREADS": str(CORES), "GLIBC_TUNABLES": KEEP_FREED_MEMORY, "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
+
+
+def python_of(folder: Path) -> Path:
+    """The interpreter of TRL's environment; creates it if it is not there.
+
+    Raises:
+        ValueError: the folder lies inside the repository.
+    """
+    if folder.resolve().is_relative_to(ROOT):
+        raise ValueError(f"{folder} lies inside the repository; TRL's environment must not")
+    ready, python = folder / ".ready", folder / "bin" / "python"
+    if not ready.is_file() or ready.read_text().split() != list(REQUIREMENTS):
+        say(f"installing {' '.join(REQUIREMENTS)} into {folder} (minutes, once)")
+        shutil.rmtree(folder, ignore_errors=True)
+        subprocess.run(["python3.11", "-m", "venv", str(folder)], check=True)
+        # The versions that this project is tested with, so that torch and transformers are the same on both sides.
+        command = [str(python), "-m", "pip", "install", "-q", "--disable-pip-version-check"]
+        env = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+        subprocess.run([*command, "-c", str(ROOT / "constraints.txt"), *REQUIREMENTS], check=True, env=env)
+        ready.write_text("\n".join(REQUIREMENTS))
+    return python
