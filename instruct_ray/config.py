@@ -141,6 +141,8 @@ class TrainConfig(Section):
     """bf16 computes in bfloat16 over fp32 master weights."""
     num_workers: PositiveInt = 1
     """Ray Train workers; each is one rank and holds one GPU if use_gpu."""
+    cpus_per_worker: PositiveInt = 1
+    """CPUs of each worker, and the threads it computes with where it has no GPU."""
     use_gpu: bool = False
     """Give each worker a GPU (NCCL); otherwise CPUs (gloo)."""
     max_failures: int = Field(default=3, ge=0)

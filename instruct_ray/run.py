@@ -19,6 +19,7 @@ OPERATIONAL_KEYS = frozenset(
     {
         "data.sources",
         "train.num_workers",
+        "train.cpus_per_worker",
         "train.use_gpu",
         "train.max_failures",
         "train.checkpoint_every",

@@ -103,7 +103,13 @@ def make_config(tmp_path: Path, base_folder: Path, triples_file: Path) -> Callab
         values: dict[str, dict[str, object]] = {
             "run": {"name": "tiny", "storage": tmp_path / "runs"},
             "model": {"base": str(base_folder)},
-            "data": {"sources": [triples_file], "test_fraction": 0.25, "pack_tokens": 128, "max_tokens": 128},
+            "data": {
+                "sources": [triples_file],
+                "test_fraction": 0.25,
+                "pack_tokens": 128,
+                "max_tokens": 128,
+                "near_duplicates": None,
+            },
             "train": {
                 "examples_per_step": 16,
                 "learning_rate": 1e-3,

@@ -47,8 +47,8 @@ class Location:
         scheme, authority, path, query = match.group("scheme", "authority", "path", "query")
         if ":" in authority.rpartition("@")[0]:
             raise InputError(
-                f"data.sources: {scheme}://…@{authority.rpartition('@')[2]}{path} holds a password, which each record of "
-                "the run would show; give it by the environment (AWS_ACCESS_KEY_ID, …) or a role"
+                f"data.sources: {scheme}://…@{authority.rpartition('@')[2]}{path} holds a password, which the run's "
+                "records would show; give it by the environment (AWS_ACCESS_KEY_ID, …) or a role"
             )
         if not authority and scheme != "file":
             raise InputError(f"data.sources: {uri} names no bucket")

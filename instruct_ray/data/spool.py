@@ -1,4 +1,4 @@
-"""The files between the two passes of prepare: rendered rows, dealt to shards, so that a shard is read without the rest.
+"""The files between the two passes of prepare: rendered rows, dealt to shards so that each is read without the rest.
 
 A piece is one Arrow file with a record batch for each shard. Held-out rows have files of their own.
 """

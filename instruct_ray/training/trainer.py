@@ -141,7 +141,11 @@ def _fit(config: Config, folder: run.RunFolder, job: TrainJob) -> None:
     trainer = TorchTrainer(
         train_loop_per_worker,
         train_loop_config=job.model_dump(mode="json"),
-        scaling_config=ray.train.ScalingConfig(num_workers=train.num_workers, use_gpu=train.use_gpu),
+        scaling_config=ray.train.ScalingConfig(
+            num_workers=train.num_workers,
+            use_gpu=train.use_gpu,
+            resources_per_worker={"CPU": train.cpus_per_worker, **({"GPU": 1} if train.use_gpu else {})},
+        ),
         run_config=ray.train.RunConfig(
             # The same name and storage continue: Ray Train finds its own state there.
             name=folder.train.name,

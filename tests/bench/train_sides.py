@@ -14,10 +14,10 @@ import yaml
 from instruct_ray.config import Config
 from instruct_ray.data.packing import Example, Pack
 from instruct_ray.data.prepare import find
+from instruct_ray.training.trainer import plan_of
 from tests.bench.examples import bench_config, examples_of, renderer_of, resolve_base
-from tests.bench.machine import CORES, run_python
+from tests.bench.machine import CORES, environment, run_python
 from tests.bench.rows import Row, write_jsonl
-from tests.bench.trl_env import environment
 
 BATCH = 8
 # Steps not timed, on both sides: libraries are warming up.
@@ -36,15 +36,11 @@ class Task:
     base: Path
     examples: list[Example]
     packs: list[Pack]
-    packs_per_step: int
+    num_steps: int
 
     @property
     def row_tokens(self) -> int:
         return sum(example.num_tokens for example in self.examples)
-
-    @property
-    def num_steps(self) -> int:
-        return -(-len(self.packs) // self.packs_per_step)
 
 
 @dataclass(frozen=True)
@@ -63,15 +59,14 @@ def make_task(name: str, rows: Sequence[Row], work: Path, options: argparse.Name
     config = _configure(name, "rows", work, options)
     _job("prepare", config, work, options)
     dataset = find(config)
-    packs = [dataset.read(index) for index in range(dataset.num_packs)]
+    packs = dataset.take(range(dataset.num_packs))
     base_model = resolve_base(work)
     # Row ids are source:number, numbers counted from 1.
     numbers = [int(row_id.split(":")[1]) - 1 for pack in packs for row_id in pack["row_ids"]]
     examples = examples_of(renderer_of(base_model), [rows[number] for number in numbers])
     if sum(example.num_tokens for example in examples) != sum(pack["num_tokens"] for pack in packs):
         raise AssertionError("the rows of the packs are not those found by their row ids")
-    packs_per_step = max(1, round(config.train.examples_per_step * len(packs) / len(examples)))
-    return Task(name, work, base_model.folder, examples, packs, packs_per_step)
+    return Task(name, work, base_model.folder, examples, packs, plan_of(config, dataset).num_steps)
 
 
 def run_ours(task: Task, round_: str, options: argparse.Namespace) -> Timed:
@@ -127,7 +122,12 @@ def _configure(name: str, round_: str, work: Path, options: argparse.Namespace) 
         f"{name}-{round_}",
         work / f"{name}.jsonl",
         # As good as nothing is held out: a row more or less is no matter, both sides get the same.
-        data={"test_fraction": 0.01, "pack_tokens": options.pack_tokens, "max_tokens": options.pack_tokens},
+        data={
+            "test_fraction": 0.01,
+            "near_duplicates": None,
+            "pack_tokens": options.pack_tokens,
+            "max_tokens": options.pack_tokens,
+        },
         train={
             "examples_per_step": options.examples_per_step[name],
             "learning_rate": LEARNING_RATE,
@@ -141,7 +141,7 @@ def _configure(name: str, round_: str, work: Path, options: argparse.Namespace) 
 
 
 def _job(job: str, config: Config, work: Path, options: argparse.Namespace) -> None:
-    env = environment() | {"OMP_NUM_THREADS": str(max(1, CORES // options.workers))}
+    env = environment(max(1, CORES // options.workers))
     args = ["-m", f"jobs.{job}", "--config", str(work / f"{config.run.name}.yaml")]
     run_python(sys.executable, args, env, work / "logs" / f"{config.run.name}-{job}.log")
 

@@ -6,8 +6,7 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
-from instruct_ray.worker_env import KEEP_FREED_MEMORY
-from tests.bench.machine import CORES, ROOT, say
+from tests.bench.machine import ROOT, say
 
 REQUIREMENTS = ("trl==1.16.0", "torch==2.13.0")
 # TRL 1.16's own defaults are bf16 autocast, gradient checkpointing, batches of 8 random rows, weights in the
@@ -30,11 +29,6 @@ CANDIDATES: dict[str, dict[str, Any]] = {
     "padding-free (block mask on CPU)": BEST | {"padding_free": True},
     "packing bfd to 512": BEST | {"packing": True, "max_length": 512, "per_device_train_batch_size": 1},
 }
-
-
-def environment() -> dict[str, str]:
-    """What both sides get: both cores, and freed memory kept (without it page faults cost TRL several times more)."""
-    return {"OMP_NUM_THREADS": str(CORES), "GLIBC_TUNABLES": KEEP_FREED_MEMORY, "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
 
 
 def python_of(folder: Path) -> Path:

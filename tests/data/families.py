@@ -1,4 +1,5 @@
-"""Small tokenizers that behave like those of the published families, trained in-process, with their chat templates."""
+"""Small tokenizers that behave like those of the published families, trained in-process, with their chat templates; and
+how transformers renders a chat."""
 
 import json
 from collections.abc import Callable, Sequence
@@ -19,6 +20,10 @@ from tokenizers import (
     trainers,
 )
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
+
+from instruct_ray.data.contract import Message
+from instruct_ray.data.rendering import Renderer
+from instruct_ray.data.templates import make_renderer
 
 TEMPLATES = Path(__file__).parent / "templates"
 CORPUS = (
@@ -215,3 +220,31 @@ FAMILIES = {
         "<|im_end|>",
     ),
 }  # fmt: skip
+
+
+def user(text: str) -> list[Message]:
+    return [{"role": "user", "content": text}]
+
+
+def renderer_of(family: Family, folder: Path, system: str | None = None) -> Renderer:
+    family.save(folder)
+    return make_renderer(folder, system)
+
+
+def slow(renderer: Renderer, chat: Sequence[Message]) -> list[int]:
+    """The tokens as transformers makes them."""
+    encoding = renderer.tokenizer.apply_chat_template(
+        list(chat),
+        chat_template=renderer.contract.chat_template,
+        add_generation_prompt=True,
+        sanitize_control_tokens=True,
+        date_string="26 Jul 2024",
+        **renderer.contract.template_options,
+    )
+    return list(encoding["input_ids"])
+
+
+def control_ids(renderer: Renderer, ids: Sequence[int]) -> list[int]:
+    tokens = renderer.template.control_tokens()
+    known = set(renderer.tokenizer.convert_tokens_to_ids(tokens))
+    return [token for token in ids if token in known]

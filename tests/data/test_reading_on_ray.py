@@ -84,6 +84,10 @@ def test_every_row_has_the_same_fate_from_any_chunks(
     cut = [entry for entry in entries[0] if entry["was_cut"]]
     assert len(cut) == len(LONG) == dataset.manifest["num_cut"]
     assert all(118 < entry["num_tokens"] <= 128 for entry in cut)
+    # The whole input decides the side, so that rows that share it stay together however short they are cut.
+    assert [entry["fate"] == "test" for entry in sorted(cut, key=lambda entry: int(entry["position"]))] == [
+        is_held_out(text) for text in LONG
+    ]
     # Of equal rows, the first stays, and the bytes that a line of the ledger names are those it was made from.
     assert {entry["file"] for entry in entries[0] if entry["fate"] == "duplicate"} == {str(folder / "b.csv.gz")}
     content = (folder / "a.jsonl").read_bytes()

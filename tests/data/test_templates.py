@@ -5,7 +5,6 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from transformers import PreTrainedTokenizerFast
 
 from instruct_ray.data.contract import Message
 from instruct_ray.data.packing import Example
@@ -13,7 +12,7 @@ from instruct_ray.data.rendering import Renderer
 from instruct_ray.data.templates import DEFAULT_TEMPLATE, make_renderer
 from instruct_ray.data.triples import Triple
 from instruct_ray.errors import InputError
-from tests.data.families import FAMILIES, byte_level, special
+from tests.data.families import FAMILIES
 
 ANSWERS = ["High", "12", "All of it, (yes)\nand more.", "é 日本", "<|im_end|> </s> [INST]", "Low."]
 SYSTEM: Message = {"role": "system", "content": "Be brief."}
@@ -202,60 +201,3 @@ def test_a_base_without_a_template_gets_the_default_one(name: str, folders: dict
     contract = make_renderer(folders[name], None).contract
     assert contract.chat_template == DEFAULT_TEMPLATE
     assert make_renderer(folders[name], None).contract.digest == contract.digest
-
-
-TURN = "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
-ASK = "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
-
-
-@pytest.mark.parametrize(
-    ("template", "message"),
-    [
-        (TURN, r"does not keep prompt and answer apart|writes '<\|im_start\|>assistant\\n' in front of answers"),
-        (TURN.replace("<|im_end|>", "") + ASK, "puts no token behind an answer that could end it"),
-        ("{{ raise_exception('no') }}", "refuses a chat of user: no"),
-        ("{{ 'a' + 1 }}", "refuses a chat of user: can only concatenate"),
-        ("{% for m in messages %}", "the chat template is none"),
-        (TURN.replace("m['content']", "'...'") + ASK, "leaves the answer out or changes it"),
-        (
-            TURN + ASK.replace("assistant\n", "assistant\n<|im_start|>"),
-            r"token \d+ of the chat is '.*', of the prompt alone '<\|im_start\|>'",
-        ),
-        (
-            TURN.replace("m['content']", "m['content'].replace('12', '13')") + ASK,
-            r"token \d+ of the chat is '1', of prompt and answer joined '12'",
-        ),
-        (TURN + ASK.replace("\n", " "), "does not keep prompt and answer apart: token"),
-    ],
-)
-def test_templates_that_break_the_contract_are_refused(tmp_path: Path, template: str, message: str) -> None:
-    tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=byte_level(special("<|im_start|>", "<|im_end|>")), eos_token="<|im_end|>"
-    )
-    tokenizer.chat_template = template
-    tokenizer.save_pretrained(tmp_path)
-    with pytest.raises(InputError, match=message) as refusal:
-        make_renderer(tmp_path, None)
-    assert "\n" not in str(refusal.value)
-
-
-def test_several_templates_and_none_to_stop_at_are_refused(tmp_path: Path) -> None:
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=byte_level(special("<|im_end|>")))
-    tokenizer.save_pretrained(tmp_path)
-    with pytest.raises(InputError, match="neither a chat template nor an eos token"):
-        make_renderer(tmp_path, None)
-    tokenizer.chat_template = {"default": TURN + ASK, "tool_use": TURN}
-    tokenizer.save_pretrained(tmp_path)
-    with pytest.raises(InputError, match="several chat templates"):
-        make_renderer(tmp_path, None)
-
-
-def test_a_template_that_drops_the_system_prompt_is_refused(tmp_path: Path) -> None:
-    tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=byte_level(special("<|im_start|>", "<|im_end|>")), eos_token="<|im_end|>"
-    )
-    tokenizer.chat_template = TURN.replace("messages %}", "messages if m['role'] != 'system' %}") + ASK
-    tokenizer.save_pretrained(tmp_path)
-    assert make_renderer(tmp_path, None)
-    with pytest.raises(InputError, match="leaves system messages out"):
-        make_renderer(tmp_path, "Be brief.")

@@ -7,7 +7,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from instruct_ray.data.records import RowError
@@ -208,6 +208,7 @@ triples = st.builds(
 
 
 @given(triples, triples)
+@example(Triple("a", "b\x1ec", "d", "e"), Triple("a", "b", "c\x1ed", "e"))
 def test_only_what_is_trained_alike_is_a_duplicate(one: Triple, other: Triple) -> None:
     trained = [(t.system or "", t.history, t.instruction, t.input, t.output) for t in (one, other)]
     assert (one.content_digest == other.content_digest) == (trained[0] == trained[1])

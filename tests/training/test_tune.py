@@ -32,6 +32,8 @@ from tests.fakes import no_start, say_nothing
 from tests.training.tiny_models import CONFIGS
 
 pytestmark = pytest.mark.usefixtures("ray_4_cpus")
+# The rows differ by a number only, and all of them are wanted.
+DATA = {"test_fraction": 0.25, "pack_tokens": 128, "max_tokens": 128, "near_duplicates": None}
 STEPS = {"epochs": 8, "examples_per_step": 12, "checkpoint_every": 4}
 
 
@@ -78,7 +80,7 @@ def killed_and_not(
             {
                 "run": {"name": name, "storage": tmp_path_factory.mktemp("runs")},
                 "model": {"base": str(base_folder)},
-                "data": {"sources": [triples_file], "test_fraction": 0.25, "pack_tokens": 128, "max_tokens": 128},
+                "data": DATA | {"sources": [triples_file]},
                 "train": {**STEPS, "learning_rate": 1e-3, "num_workers": 2, "zero_stage": 2},
                 "registry": {"name": "tiny"},
             }

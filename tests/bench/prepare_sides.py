@@ -1,0 +1,75 @@
+"""The two sides of the preparing benchmark, each in a process of its own: `prepare`, and a plain `datasets.map`.
+
+python -m tests.bench.prepare_sides ours|datasets JOB.json RESULT.json
+"""
+
+import json
+import shutil
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+# Seconds in which a started Ray comes to rest.
+SETTLE = 3
+
+
+def ours(job: dict[str, Any]) -> dict[str, Any]:
+    """The whole of `prepare`: reading, checks, ledger, split, rendering, tokenising, packing, Parquet."""
+    from instruct_ray.config import Config  # noqa: PLC0415  (each side imports only its own)
+    from instruct_ray.data.prepare import prepare  # noqa: PLC0415
+    from jobs import runner  # noqa: PLC0415
+
+    runner.quiet()
+    runner.connect()
+    time.sleep(SETTLE)
+    idle_at, began = time.time(), time.perf_counter()
+    prepared = prepare(Config.model_validate(job["config"]), lambda: None)
+    seconds = time.perf_counter() - began
+    done_at = time.time()
+    runner.disconnect()
+    return {"idle_at": idle_at, "done_at": done_at, "seconds": seconds, "manifest": prepared.dataset.manifest}
+
+
+def with_datasets(job: dict[str, Any]) -> dict[str, Any]:
+    """Rendering and tokenising only, the way the documentation of `datasets` recommends; reading is not timed."""
+    import datasets  # noqa: PLC0415
+    from transformers import AutoTokenizer  # noqa: PLC0415
+
+    cache = Path(job["cache"])
+    shutil.rmtree(cache, ignore_errors=True)
+    tokenizer = AutoTokenizer.from_pretrained(job["base"])
+    began = time.perf_counter()
+    rows = datasets.load_dataset("json", data_files=job["source"], split="train", cache_dir=str(cache))
+    seconds_reading = time.perf_counter() - began
+    time.sleep(SETTLE)
+    idle_at, began = time.time(), time.perf_counter()
+    mapped = rows.map(
+        tokenize,
+        batched=True,
+        num_proc=job["num_proc"],
+        fn_kwargs={"tokenizer": tokenizer},
+        remove_columns=rows.column_names,
+    )
+    seconds = time.perf_counter() - began
+    done_at = time.time()
+    result = {"idle_at": idle_at, "done_at": done_at, "seconds": seconds, "seconds_reading": seconds_reading}
+    return result | {"num_rows": len(mapped), "first": [mapped[index] for index in range(job["num_checked"])]}
+
+
+def tokenize(batch: dict[str, Sequence[str]], tokenizer: Any) -> dict[str, Any]:
+    """A batch of rows -> prompt and completion tokens."""
+    chats = [
+        [{"role": "user", "content": f"{instruction}\n\n{text}" if text else instruction}]
+        for instruction, text in zip(batch["instruction"], batch["input"], strict=True)
+    ]
+    prompts = tokenizer.apply_chat_template(chats, add_generation_prompt=True)["input_ids"]
+    answers = [output + tokenizer.eos_token for output in batch["output"]]
+    return {"prompt_ids": prompts, "completion_ids": tokenizer(answers, add_special_tokens=False)["input_ids"]}
+
+
+if __name__ == "__main__":
+    request = json.loads(Path(sys.argv[2]).read_text())
+    answer = {"ours": ours, "datasets": with_datasets}[sys.argv[1]](request)
+    Path(sys.argv[3]).write_text(json.dumps(answer))
