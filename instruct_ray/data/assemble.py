@@ -1,7 +1,6 @@
 """Second pass of prepare: a shard of rendered rows -> its packs in one Parquet file, and each row's fate."""
 
 import hashlib
-from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -9,7 +8,7 @@ from pathlib import Path
 from instruct_ray.data.dataset import shard_file, write_packs
 from instruct_ray.data.ledger import Entry, Fate, Ledger
 from instruct_ray.data.near_duplicates import HeldOut
-from instruct_ray.data.packing import Example, Pack, pack
+from instruct_ray.data.packing import Example, pack
 from instruct_ray.data.spool import Row, read_shard
 from instruct_ray.data.statistics import Statistics
 
@@ -84,9 +83,7 @@ def _unique_rows(rows: Iterator[Row], held_out: HeldOut | None, ledger: Ledger) 
             fate = "near_duplicate" if resembling[row.split_key] else "trained"
         seen.add(row.content)
         copies = row.copies if fate == "trained" else 0
-        ledger.add(
-            Entry(row.row_id, row.digest, fate, copies=copies, num_tokens=row.num_tokens, was_cut=row.was_cut)
-        )
+        ledger.add(Entry(row.row_id, row.digest, fate, copies=copies, num_tokens=row.num_tokens, was_cut=row.was_cut))
         if fate == "trained":
             yield row
 

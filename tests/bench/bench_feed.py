@@ -27,7 +27,7 @@ def run_once(mode: str, source: Path, work: Path, options: argparse.Namespace) -
         work,
         f"feed-{mode}",
         source,
-        data={"test_fraction": 0.01, "pack_tokens": options.pack_tokens},
+        data={"test_fraction": 0.05, "pack_tokens": options.pack_tokens},
         train={"examples_per_step": 1, "num_workers": options.workers, "checkpoint_every": 10**6},
     )
     folder, path = work / values["run"]["name"], work / f"feed-{mode}.json"

@@ -57,6 +57,7 @@ def make_task(name: str, rows: Sequence[Row], work: Path, options: argparse.Name
     """Prepare the rows once with the project's own job, and see which of them its packs hold."""
     write_jsonl(rows, work / f"{name}.jsonl")
     config = _configure(name, "rows", work, options)
+    shutil.rmtree(work / config.run.name, ignore_errors=True)
     _job("prepare", config, work, options)
     dataset = find(config)
     packs = dataset.take(range(dataset.num_packs))
@@ -121,9 +122,9 @@ def _configure(name: str, round_: str, work: Path, options: argparse.Namespace) 
         work,
         f"{name}-{round_}",
         work / f"{name}.jsonl",
-        # As good as nothing is held out: a row more or less is no matter, both sides get the same.
+        # Both sides get the same rows: those that are not held out.
         data={
-            "test_fraction": 0.01,
+            "test_fraction": 0.05,
             "near_duplicates": None,
             "pack_tokens": options.pack_tokens,
             "max_tokens": options.pack_tokens,

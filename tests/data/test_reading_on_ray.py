@@ -70,7 +70,13 @@ def test_every_row_has_the_same_fate_from_any_chunks(
     folder = tmp_path / "in"
     folder.mkdir()
     expected = write_sources(folder)
-    options = {"sources": [folder], "too_long": "cut", "max_bad_fraction": 0.1, "test_fraction": FRACTION}
+    options = {
+        "sources": [folder],
+        "too_long": "cut",
+        "max_bad_fraction": 0.1,
+        "test_fraction": FRACTION,
+        "near_duplicates": 0.8,
+    }
     entries = []
     for name, chunk_bytes in (("whole", 2**20), ("pieces", 3000)):
         monkeypatch.setattr(sources, "CHUNK_BYTES", chunk_bytes)
