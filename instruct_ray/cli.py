@@ -49,8 +49,8 @@ def _preview(config: Config, num_rows: int) -> None:
 
     with Status("preview") as status:
         status("loading libraries")
-        from instruct_ray.data.drawing import draw  # noqa: PLC0415
-        from instruct_ray.data.preview import preview  # noqa: PLC0415
+        from instruct_ray.data.inspection.drawing import draw  # noqa: PLC0415
+        from instruct_ray.data.inspection.preview import preview  # noqa: PLC0415
 
         status(f"reading {len(config.data.sources)} source(s)")
         found = preview(config, num_rows)

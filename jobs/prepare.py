@@ -9,8 +9,8 @@ def main(config: Config) -> None:
     """Prepare the packs of a run."""
     with Status("prepare") as status:
         status("loading libraries")
+        from instruct_ray.data.inspection.report import FATES, REPORT  # noqa: PLC0415  (the same)
         from instruct_ray.data.prepare import prepare  # noqa: PLC0415  (seconds: here it is not silent)
-        from instruct_ray.data.report import FATES, REPORT  # noqa: PLC0415  (the same)
 
         status(f"reading {len(config.data.sources)} source(s)")
         prepared = prepare(config, runner.connect)

@@ -18,7 +18,7 @@ from rich.console import Console
 from instruct_ray import base
 from instruct_ray.config import Config
 from instruct_ray.console import Status
-from instruct_ray.data.rendering import load_renderer
+from instruct_ray.data.rendering.renderer import load_renderer
 from instruct_ray.evidence.evaluate import load_evidence
 from instruct_ray.inference.actor import start_engine
 from instruct_ray.inference.engine import Sampling

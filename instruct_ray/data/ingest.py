@@ -1,4 +1,4 @@
-"""First pass of prepare: a chunk of a file -> rendered rows, dealt to shards, and the fate of those that go no further."""
+"""First pass of prepare: a chunk of a file -> rendered rows dealt to shards; the fate of those that go no further."""
 
 import hashlib
 from collections import Counter
@@ -11,16 +11,16 @@ from pathlib import Path
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from instruct_ray.config import DataConfig
-from instruct_ray.data import readers
-from instruct_ray.data.contract import Contract
-from instruct_ray.data.fitting import Fitted, TooLong, fit
 from instruct_ray.data.ledger import Entry, Ledger, split_row_id
-from instruct_ray.data.records import Record, RowError
-from instruct_ray.data.rendering import Renderer
-from instruct_ray.data.sources import Chunk, SourceFile
+from instruct_ray.data.reading import readers
+from instruct_ray.data.reading.records import Record, RowError
+from instruct_ray.data.reading.sources import Chunk, SourceFile
+from instruct_ray.data.reading.triples import Triple, parse
+from instruct_ray.data.rendering.contract import Contract
+from instruct_ray.data.rendering.fitting import Fitted, TooLong, fit
+from instruct_ray.data.rendering.renderer import Renderer
 from instruct_ray.data.spool import Row, TestRow, write_piece, write_test_rows
 from instruct_ray.data.statistics import countable
-from instruct_ray.data.triples import Triple, parse
 
 # Rows tokenised together, and rows held before they are written: both bound memory, whatever the size of the data.
 ROWS_PER_BATCH = 512

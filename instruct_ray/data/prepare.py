@@ -17,20 +17,22 @@ import ray
 
 from instruct_ray import base, run
 from instruct_ray.config import Config
-from instruct_ray.data import ledger, report, sources
+from instruct_ray.data import ledger
 from instruct_ray.data.assemble import Assemble, Assembled, assemble
-from instruct_ray.data.contract import Contract
 from instruct_ray.data.dataset import MANIFEST, PackedDataset, shard_file
 from instruct_ray.data.ingest import Ingest, Ingested, find_spread_groups, ingest
+from instruct_ray.data.inspection import report
 from instruct_ray.data.ledger import Entry, Fate, Ledger
 from instruct_ray.data.near_duplicates import HeldOut
-from instruct_ray.data.rendering import Renderer
-from instruct_ray.data.sources import Chunk, SourceFile
+from instruct_ray.data.reading import sources
+from instruct_ray.data.reading.sources import Chunk, SourceFile
+from instruct_ray.data.reading.usable import check_bad_rows, check_first_rows
+from instruct_ray.data.rendering.contract import Contract
+from instruct_ray.data.rendering.renderer import Renderer
+from instruct_ray.data.rendering.templates import make_renderer
 from instruct_ray.data.spool import TestRow, read_test_rows
 from instruct_ray.data.statistics import Statistics
 from instruct_ray.data.tasks import run_each
-from instruct_ray.data.templates import make_renderer
-from instruct_ray.data.usable import check_bad_rows, check_first_rows
 from instruct_ray.errors import InputError
 
 # Text whose rows are sorted and packed together, in one task: bounds its memory.

@@ -12,7 +12,7 @@ from typing import Any
 import pyarrow as pa
 
 from instruct_ray.data.packing import Example
-from instruct_ray.data.triples import Triple
+from instruct_ray.data.reading.triples import Triple
 
 SCHEMA = pa.schema(
     {

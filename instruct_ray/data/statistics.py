@@ -6,9 +6,9 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from instruct_ray.data.display import View, views
+from instruct_ray.data.inspection.display import View, views
 from instruct_ray.data.packing import Example
-from instruct_ray.data.triples import Triple
+from instruct_ray.data.reading.triples import Triple
 
 # Lengths are exact below 2**LENGTH_BITS tokens, and from there on rounded down to so many binary digits (3 %).
 LENGTH_BITS = 6

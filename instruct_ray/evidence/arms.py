@@ -7,10 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from instruct_ray.config import Config
-from instruct_ray.data import ledger, prepare, readers, sources
-from instruct_ray.data.contract import Message
-from instruct_ray.data.rendering import Renderer
-from instruct_ray.data.triples import Triple, parse
+from instruct_ray.data import ledger, prepare
+from instruct_ray.data.reading import readers, sources
+from instruct_ray.data.reading.triples import Triple, parse
+from instruct_ray.data.rendering.contract import Message
+from instruct_ray.data.rendering.renderer import Renderer
 
 
 @dataclass(frozen=True)

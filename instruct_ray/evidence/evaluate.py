@@ -12,8 +12,8 @@ import ray
 from instruct_ray import base, run
 from instruct_ray.config import Config
 from instruct_ray.data.prepare import check_unchanged
-from instruct_ray.data.rendering import Renderer, load_renderer
-from instruct_ray.data.triples import Triple
+from instruct_ray.data.reading.triples import Triple
+from instruct_ray.data.rendering.renderer import Renderer, load_renderer
 from instruct_ray.errors import InputError
 from instruct_ray.evidence.arms import Arm, choose_examples, make_arms
 from instruct_ray.evidence.metrics import is_exact, is_found, share

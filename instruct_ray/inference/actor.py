@@ -6,7 +6,7 @@ from pathlib import Path
 import ray
 
 from instruct_ray.config import ServingConfig
-from instruct_ray.data.contract import Contract
+from instruct_ray.data.rendering.contract import Contract
 from instruct_ray.inference.engine import Completion, Sampling, complete
 from instruct_ray.inference.transformers_engine import TransformersEngine
 from instruct_ray.worker_env import compute_env

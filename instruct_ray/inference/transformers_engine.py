@@ -11,7 +11,7 @@ from torch import Tensor
 from transformers import DynamicCache, GenerationConfig
 from transformers.generation import BaseStreamer, StoppingCriteria, StoppingCriteriaList
 
-from instruct_ray.data.contract import Contract
+from instruct_ray.data.rendering.contract import Contract
 from instruct_ray.inference.engine import FinishReason, Request
 from instruct_ray.inference.loading import load_for_inference
 

@@ -4,7 +4,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from instruct_ray.data.contract import Contract
+from instruct_ray.data.rendering.contract import Contract
 from instruct_ray.errors import InputError
 from instruct_ray.tracking import connect
 

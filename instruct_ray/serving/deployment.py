@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from instruct_ray.config import RegistryConfig, ServingConfig
-from instruct_ray.data.rendering import load_renderer
+from instruct_ray.data.rendering.renderer import load_renderer
 from instruct_ray.errors import InputError
 from instruct_ray.inference.engine import FinishReason, Request
 from instruct_ray.inference.transformers_engine import TransformersEngine

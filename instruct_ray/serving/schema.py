@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from instruct_ray.data.contract import Message
+from instruct_ray.data.rendering.contract import Message
 from instruct_ray.inference.engine import Sampling
 
 MAX_MESSAGES = 256

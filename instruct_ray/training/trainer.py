@@ -17,10 +17,10 @@ from instruct_ray import base, run
 from instruct_ray.base import Base
 from instruct_ray.config import Config
 from instruct_ray.data import prepare
-from instruct_ray.data.contract import Contract
 from instruct_ray.data.dataset import PackedDataset
 from instruct_ray.data.plan import Plan, make_plan
-from instruct_ray.data.templates import make_renderer
+from instruct_ray.data.rendering.contract import Contract
+from instruct_ray.data.rendering.templates import make_renderer
 from instruct_ray.errors import InputError
 from instruct_ray.tracking import TrackedRun
 from instruct_ray.training.loop import TrainJob, train_loop_per_worker

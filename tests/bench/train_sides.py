@@ -17,7 +17,7 @@ from instruct_ray.data.prepare import find
 from instruct_ray.training.trainer import plan_of
 from tests.bench.examples import bench_config, examples_of, renderer_of, resolve_base
 from tests.bench.machine import CORES, environment, run_python
-from tests.bench.rows import Row, write_jsonl
+from tests.bench.rows import Row, line_starts, write_jsonl
 
 BATCH = 8
 # Steps not timed, on both sides: libraries are warming up.
@@ -62,9 +62,10 @@ def make_task(name: str, rows: Sequence[Row], work: Path, options: argparse.Name
     dataset = find(config)
     packs = dataset.take(range(dataset.num_packs))
     base_model = resolve_base(work)
-    # Row ids are source:number, numbers counted from 1.
-    numbers = [int(row_id.split(":")[1]) - 1 for pack in packs for row_id in pack["row_ids"]]
-    examples = examples_of(renderer_of(base_model), [rows[number] for number in numbers])
+    # A row's id is its source's number and where its line begins, in bytes.
+    by_id = {f"0:{start}": row for start, row in zip(line_starts(work / f"{name}.jsonl"), rows, strict=True)}
+    packed = [by_id[row_id] for pack in packs for row_id in pack["row_ids"]]
+    examples = examples_of(renderer_of(base_model), packed)
     if sum(example.num_tokens for example in examples) != sum(pack["num_tokens"] for pack in packs):
         raise AssertionError("the rows of the packs are not those found by their row ids")
     return Task(name, work, base_model.folder, examples, packs, plan_of(config, dataset).num_steps)

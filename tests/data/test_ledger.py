@@ -9,10 +9,10 @@ import pytest
 
 from instruct_ray.data import ledger
 from instruct_ray.data.ledger import FATES, Entry, Ledger
-from instruct_ray.data.sources import chunks
-from instruct_ray.data.usable import check_bad_rows, check_first_rows
+from instruct_ray.data.reading.sources import chunks
+from instruct_ray.data.reading.usable import check_bad_rows, check_first_rows
 from instruct_ray.errors import InputError
-from tests.data.reading import GOOD, config_of, files_of
+from tests.data.reading.read_all import GOOD, config_of, files_of
 
 
 def test_entries_come_back_as_written(tmp_path: Path) -> None:

@@ -9,14 +9,15 @@ import pyarrow.compute as pc
 import pytest
 
 from instruct_ray.config import Config
-from instruct_ray.data import ingest, ledger, sources
+from instruct_ray.data import ingest, ledger
 from instruct_ray.data import prepare as preparing
-from instruct_ray.data.contract import Contract
 from instruct_ray.data.dataset import PackedDataset
 from instruct_ray.data.feed import stream
 from instruct_ray.data.packing import IGNORE_INDEX
 from instruct_ray.data.plan import Plan
 from instruct_ray.data.prepare import prepare
+from instruct_ray.data.reading import sources
+from instruct_ray.data.rendering.contract import Contract
 from instruct_ray.errors import InputError
 from instruct_ray.run import RunFolder
 from tests.fakes import no_start

@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from instruct_ray.data.packing import Example
+from instruct_ray.data.reading.triples import Triple
 from instruct_ray.data.statistics import MAX_NAME_CHARACTERS, NUM_SAMPLES, Statistics, Tally, countable, round_length
-from instruct_ray.data.triples import Triple
 
 
 def tally(texts: str) -> Tally:

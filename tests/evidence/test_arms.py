@@ -7,8 +7,8 @@ import pytest
 
 from instruct_ray.config import Config
 from instruct_ray.data.prepare import prepare
-from instruct_ray.data.templates import make_renderer
-from instruct_ray.data.triples import Triple
+from instruct_ray.data.reading.triples import Triple
+from instruct_ray.data.rendering.templates import make_renderer
 from instruct_ray.evidence.arms import choose_examples, make_arms
 from tests.fakes import no_start
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from instruct_ray.data.templates import make_renderer
+from instruct_ray.data.rendering.templates import make_renderer
 from instruct_ray.inference.engine import Completion, FinishReason, Request, Sampling, complete
 from instruct_ray.inference.transformers_engine import TransformersEngine, shared_prefix
 

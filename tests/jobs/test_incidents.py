@@ -8,9 +8,9 @@ from statistics import fmean
 import pytest
 
 from instruct_ray import base
-from instruct_ray.config import load
-from instruct_ray.data.templates import make_renderer
-from instruct_ray.data.triples import Triple, parse, read_rows
+from instruct_ray.config import SourceConfig, load
+from instruct_ray.data.reading.triples import Triple, parse
+from instruct_ray.data.rendering.templates import make_renderer
 
 ROOT = Path(__file__).parents[2]
 PROMPT = ("classify severity", "database is down")
@@ -18,7 +18,9 @@ PROMPT = ("classify severity", "database is down")
 
 @pytest.fixture(scope="module")
 def rows() -> list[Triple]:
-    return [parse(row, str(number)) for number, row in read_rows(ROOT / "jobs" / "data" / "incidents.jsonl")]
+    source = SourceConfig(path=str(ROOT / "jobs" / "data" / "incidents.jsonl"))
+    lines = Path(source.path).read_text().splitlines()
+    return [parse(json.loads(line), str(number), source) for number, line in enumerate(lines)]
 
 
 def test_they_are_many_balanced_and_each_its_own(rows: list[Triple]) -> None:

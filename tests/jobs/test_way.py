@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 
 from instruct_ray import cli
 from instruct_ray.config import Config
-from instruct_ray.data.rendering import load_renderer
+from instruct_ray.data.rendering.renderer import load_renderer
 from instruct_ray.errors import InputError
 from instruct_ray.inference.engine import Sampling, complete
 from instruct_ray.inference.transformers_engine import TransformersEngine

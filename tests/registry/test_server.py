@@ -15,7 +15,7 @@ import pytest
 
 from instruct_ray import run
 from instruct_ray.config import Config
-from instruct_ray.data.templates import make_renderer
+from instruct_ray.data.rendering.templates import make_renderer
 from instruct_ray.errors import InputError
 from instruct_ray.registry.register import register
 from instruct_ray.registry.versions import Registry

@@ -22,7 +22,7 @@ from transformers import (
 
 from instruct_ray.config import Config
 from instruct_ray.data.prepare import find, prepare
-from instruct_ray.data.rendering import load_renderer
+from instruct_ray.data.rendering.renderer import load_renderer
 from instruct_ray.errors import InputError
 from instruct_ray.inference.loading import load_for_inference
 from instruct_ray.run import RunFolder
