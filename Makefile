@@ -5,13 +5,14 @@ VENV := .venv
 RUN := $(VENV)/bin/python
 READY := $(VENV)/.ready
 DEMO_OUT ?= runs/demo
+BENCH ?= tokens train quality prepare feed
 INSTALL := $(VENV)/bin/pip install --disable-pip-version-check --progress-bar off
 # Runs a command with a sign of life every few seconds and its last lines if it fails.
 shown = $(1) > $(VENV)/install.log 2>&1 & pid=$$!; seconds=0; \
 	while kill -0 $$pid 2> /dev/null; do sleep 4; seconds=$$((seconds + 4)); echo "installing ($$seconds s)"; done; \
 	wait $$pid || { tail -5 $(VENV)/install.log; exit 1; }
 
-.PHONY: help demo test check format lock clean
+.PHONY: help demo test bench check format lock clean
 
 help:  ## list the commands
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -30,6 +31,9 @@ demo: $(READY)  ## tune a real model on two cores and ask it over a real endpoin
 
 test: $(READY)  ## prove it: every module, and the whole way on a tiny model
 	@$(RUN) -m pytest
+
+bench: $(READY)  ## measure against peers, for hours on a quiet machine; BENCH=train for one, see tests/bench
+	@set -e; for name in $(BENCH); do $(RUN) -m tests.bench.bench_$$name; done
 
 check: $(READY)  ## ruff, mypy --strict, and who may import whom
 	@$(VENV)/bin/ruff check . && $(VENV)/bin/ruff format --check . && $(VENV)/bin/mypy && $(RUN) -m pytest -q tests/test_architecture.py

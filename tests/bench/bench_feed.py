@@ -28,7 +28,12 @@ def run_once(mode: str, source: Path, work: Path, options: argparse.Namespace) -
         f"feed-{mode}",
         source,
         data={"test_fraction": 0.05, "pack_tokens": options.pack_tokens},
-        train={"examples_per_step": 1, "num_workers": options.workers, "checkpoint_every": 10**6},
+        train={
+            "examples_per_step": 1,
+            "num_workers": options.workers,
+            "cpus_per_worker": max(1, machine.CORES // options.workers),
+            "checkpoint_every": 10**6,
+        },
     )
     folder, path = work / values["run"]["name"], work / f"feed-{mode}.json"
     shutil.rmtree(folder, ignore_errors=True)

@@ -106,13 +106,16 @@ def run_python(
     log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("w") as file:
         command = ["nice", "-n", str(nice), str(python), *args]
-        done = subprocess.run(
-            command, cwd=ROOT, env={**os.environ, **env}, stdout=file, stderr=subprocess.STDOUT, text=True
-        )
+        done = subprocess.run(command, cwd=ROOT, env=_clean(env), stdout=file, stderr=subprocess.STDOUT, text=True)
     if done.returncode:
         tail = "\n".join(log.read_text().splitlines()[-15:])
         raise RuntimeError(f"{' '.join(command)} ended with {done.returncode}:\n{tail}")
     return done
+
+
+def _clean(env: Mapping[str, str]) -> dict[str, str]:
+    """This process's environment with `env`, but no path of its own modules: TRL has others."""
+    return {name: value for name, value in os.environ.items() if name != "PYTHONPATH"} | dict(env)
 
 
 def gemm_peak(threads: int) -> float:

@@ -134,6 +134,7 @@ def _configure(name: str, round_: str, work: Path, options: argparse.Namespace) 
             "examples_per_step": options.examples_per_step[name],
             "learning_rate": LEARNING_RATE,
             "num_workers": options.workers,
+            "cpus_per_worker": max(1, CORES // options.workers),
             "zero_stage": options.zero_stage,
             "checkpoint_every": 10**6,
         },
