@@ -21,6 +21,7 @@ from instruct_ray.data.dataset import PackedDataset
 from instruct_ray.data.feed import stream
 from instruct_ray.data.packing import Pack
 from instruct_ray.data.plan import Plan
+from instruct_ray.errors import InputError
 from instruct_ray.training.attention import MaskLayout
 from instruct_ray.training.export import save_weights
 from instruct_ray.training.loss import pack_loss
@@ -69,7 +70,8 @@ def train_loop_per_worker(config: dict[str, Any]) -> None:
         lambda: load_model(job.base, job.lora, dtype, plan.seed, proof.implementation),
     )
     compute = _compute(AutoConfig.from_pretrained(job.base), proof, dtype)
-    start = _restore(engine)
+    contract_digest = dataset.manifest["contract_digest"]
+    start = _restore(engine, contract_digest)
     if rank == 0:
         _cut_metrics(job.metrics, start)
     packs = stream(job.packs, plan, start, rank, world_size)
@@ -90,7 +92,7 @@ def train_loop_per_worker(config: dict[str, Any]) -> None:
             times = {"lr": learning_rate, "seconds": seconds, "wait_seconds": waited}
             _append(job.metrics, done | counts | {"num_trained": num_trained} | times)
         if (step + 1) % train.checkpoint_every == 0 or step + 1 == plan.num_steps:
-            _checkpoint(engine, step + 1, counts)
+            _checkpoint(engine, step + 1, contract_digest, counts)
     save_weights(engine, job.weights, is_writer=rank == 0)
 
 
@@ -136,21 +138,31 @@ def _train_step(
     }
 
 
-def _restore(engine: ZeroEngine) -> int:
-    """Continue from the newest checkpoint; returns the number of steps done."""
+def _restore(engine: ZeroEngine, contract_digest: str) -> int:
+    """Continue from the newest checkpoint; returns the number of steps done.
+
+    Raises:
+        InputError: it was trained on other tokens than these packs hold.
+    """
     checkpoint = ray.train.get_checkpoint()
     if checkpoint is None:
         return 0
     with checkpoint.as_directory() as folder:
         [tag] = [path.name for path in Path(folder).iterdir() if path.is_dir()]
-        return engine.load(Path(folder), tag)
+        state = engine.load(Path(folder), tag)
+    if state["contract_digest"] != contract_digest:
+        raise InputError(
+            f"{checkpoint.path} follows contract {state['contract_digest'][:12]}, the packs {contract_digest[:12]}; "
+            "take another run.name"
+        )
+    return int(state["step"])
 
 
-def _checkpoint(engine: ZeroEngine, step: int, metrics: dict[str, float]) -> None:
+def _checkpoint(engine: ZeroEngine, step: int, contract_digest: str, metrics: dict[str, float]) -> None:
     """Every rank reports its own shards; Ray merges them into one folder on storage."""
     with tempfile.TemporaryDirectory() as folder:
         tag = f"step-{step:07d}"
-        engine.save(Path(folder), tag, step)
+        engine.save(Path(folder), tag, {"step": step, "contract_digest": contract_digest})
         ray.train.report(
             metrics | {"step": step},
             checkpoint=ray.train.Checkpoint.from_directory(folder),

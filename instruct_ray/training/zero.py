@@ -89,16 +89,16 @@ class ZeroEngine:
         """Norm of the last step's gradient over all parameters and ranks, before clipping."""
         return float(self._plain_norm if self._is_plain else self.engine.get_global_grad_norm())
 
-    def save(self, folder: Path, tag: str, step: int) -> None:
-        """Write this rank's shards to a folder of its own; all ranks call it."""
-        self.engine.save_checkpoint(folder, tag=tag, client_state={"step": step}, save_latest=False)
+    def save(self, folder: Path, tag: str, state: dict[str, Any]) -> None:
+        """Write this rank's shards to a folder of its own, and `state` with them; all ranks call it."""
+        self.engine.save_checkpoint(folder, tag=tag, client_state=state, save_latest=False)
 
-    def load(self, folder: Path, tag: str) -> int:
-        """Restore from a folder with the shards of all ranks; returns the number of steps done."""
+    def load(self, folder: Path, tag: str) -> dict[str, Any]:
+        """Restore from a folder with the shards of all ranks; returns the `state` that was saved."""
         path, client_state = self.engine.load_checkpoint(folder, tag=tag)
         if path is None:
             raise FileNotFoundError(f"{folder}: no checkpoint {tag}")
-        return int(client_state["step"])
+        return dict(client_state)
 
     def full_state_dict(self) -> dict[str, Tensor] | None:
         """The unsharded weights on rank 0, None elsewhere; all ranks call it."""

@@ -1,6 +1,7 @@
 """Real training on a real cluster: kills, ZeRO stages, adapters, and a folder that plain libraries load."""
 
 import json
+import shutil
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -142,6 +143,18 @@ def test_a_changed_config_is_refused_by_key(killed_and_not: tuple[Config, Config
     changed = config.model_copy(update={"train": config.train.model_copy(update={"learning_rate": 2e-3})})
     with pytest.raises(InputError, match=r"train\.learning_rate was 0\.001, now 0\.002"):
         tune(changed, say_nothing, no_start)
+
+
+def test_a_checkpoint_of_another_contract_is_refused(
+    make_config: Callable[..., Config], killed_and_not: tuple[Config, Config]
+) -> None:
+    train = {**STEPS, "learning_rate": 1e-3, "num_workers": 2, "zero_stage": 2}
+    config = make_config(data={"system_prompt": "Be brief."}, train=train)
+    prepare(config, no_start)
+    shutil.copytree(RunFolder.of(killed_and_not[0]).train, RunFolder.of(config).train)
+    with pytest.raises(RuntimeError, match=r"follows contract [0-9a-f]{12}, the packs [0-9a-f]{12}"):
+        tune(config, say_nothing, no_start)
+    assert not RunFolder.of(config).model.exists()
 
 
 def test_tuning_before_preparing_is_refused(make_config: Callable[..., Config]) -> None:
