@@ -12,7 +12,9 @@ from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig, AutoModelForCa
 
 from instruct_ray.config import LoraConfig
 from instruct_ray.errors import InputError
+from instruct_ray.training import chunks
 from instruct_ray.training.attention import FLEX, MaskLayout
+from instruct_ray.training.chunks import CHUNKS
 
 # What a pack's masks describe.
 PACKED_LAYERS = {"full_attention", "sliding_attention"}
@@ -92,19 +94,25 @@ def plain_implementation(config: Any) -> str:
 
 
 def packed_implementation(config: Any, device: torch.device) -> str:
-    """The attention implementation for packs: flex_attention on a GPU where the model can, else the plain one.
+    """The attention implementation for packs: flex_attention on a GPU, chunks of queries on a CPU, where the model can.
 
-    Its backward pass does not exist on CPU (torch 2.13), it has no dropout, and sdpa has no softcapping (Gemma 2).
+    FlexAttention's backward pass does not exist on CPU (torch 2.13), and it has no dropout; neither sdpa nor the chunks
+    have softcapping (Gemma 2).
     """
+    plain = plain_implementation(config)
+    if device.type == "cpu":
+        chunks.register()
+        return CHUNKS if plain == "sdpa" else plain
     can_flex = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]._supports_flex_attn
     has_dropout = bool(config.get_text_config().to_dict().get("attention_dropout"))
-    return FLEX if device.type == "cuda" and can_flex and not has_dropout else plain_implementation(config)
+    return FLEX if can_flex and not has_dropout else plain
 
 
 def load_model(
     base: Path, lora: LoraConfig | None, dtype: torch.dtype, seed: int, implementation: str
 ) -> torch.nn.Module:
     """Load the base for training. Adapters start from the same random values on every rank."""
+    chunks.register()
     model: torch.nn.Module = AutoModelForCausalLM.from_pretrained(base, dtype=dtype, attn_implementation=implementation)
     model.train()
     if lora is None:

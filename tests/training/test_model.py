@@ -87,11 +87,11 @@ def test_attention_follows_device_and_architecture() -> None:
         "gpt2": GPT2Config(),
     }
     assert {name: packed_implementation(config, CPU) for name, config in configs.items()} == {
-        "llama": "sdpa",
-        "llama-dropout": "sdpa",
+        "llama": "tree_chunks",
+        "llama-dropout": "tree_chunks",
         # SDPA has no softcapping.
         "gemma2": "eager",
-        "gpt2": "sdpa",
+        "gpt2": "tree_chunks",
     }
     assert {name: packed_implementation(config, CUDA) for name, config in configs.items()} == {
         "llama": "flex_attention",

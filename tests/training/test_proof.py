@@ -14,7 +14,7 @@ from instruct_ray.data.packing import pack
 from instruct_ray.training import proof
 from instruct_ray.training.padded import padded_loss, unpack
 from instruct_ray.training.proof import PackingProof, agree, few_examples, prove
-from tests.training.tiny_models import CONFIGS, CPU, EXAMPLES, SIZES, make_model
+from tests.training.tiny_models import CONFIGS, CPU, EXAMPLES, SIZES, make_model, plain
 
 PACK_TOKENS = 64
 
@@ -146,7 +146,7 @@ def test_the_padded_loss_holds_the_auxiliary_loss_as_transformers_adds_it() -> N
     [packed] = pack(EXAMPLES[:1], PACK_TOKENS)
     tokens = torch.tensor([[*EXAMPLES[0].prompt_ids, *EXAMPLES[0].completion_ids]])
     labels = torch.where(torch.arange(tokens.shape[1]) < len(EXAMPLES[0].prompt_ids), -100, tokens)
-    with torch.no_grad():
+    with torch.no_grad(), plain(model):
         found = padded_loss(model, packed, CPU, 0.5)
         # transformers reads the stop token as well: its auxiliary loss is taken without it.
         output = model(input_ids=tokens, labels=labels)

@@ -165,7 +165,7 @@ def test_tuning_before_preparing_is_refused(make_config: Callable[..., Config]) 
 def test_the_proof_is_recorded(killed_and_not: tuple[Config, Config]) -> None:
     for config in killed_and_not:
         record = proof_of(config)
-        assert (record.path, record.implementation, record.num_layers) == ("packed", "sdpa", 2)
+        assert (record.path, record.implementation, record.num_layers) == ("packed", "tree_chunks", 2)
         assert record.loss_difference is not None
         assert record.loss_difference <= record.loss_tolerance
 

@@ -1,5 +1,8 @@
 """Tiny random models of several architectures, examples that share prompts in many ways, and what to compare."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 from torch.nn import functional as F
 from transformers import (
@@ -17,7 +20,7 @@ from transformers import (
 
 from instruct_ray.data.packing import Example
 from instruct_ray.training.attention import MaskLayout
-from instruct_ray.training.model import packed_implementation
+from instruct_ray.training.model import packed_implementation, plain_implementation
 
 CPU = torch.device("cpu")
 SIZES = {
@@ -81,6 +84,15 @@ def make_model(config: PreTrainedConfig) -> PreTrainedModel:
     return model.train()
 
 
+@contextmanager
+def plain(model: PreTrainedModel) -> Iterator[None]:
+    """The model with the attention of one example alone or a padded batch."""
+    packed = model.config._attn_implementation
+    model.set_attn_implementation(plain_implementation(model.config))
+    yield
+    model.set_attn_implementation(packed)
+
+
 def layout_of(model: PreTrainedModel) -> MaskLayout:
     return MaskLayout.of(model.config, model.config._attn_implementation, torch.float32)
 
@@ -88,7 +100,8 @@ def layout_of(model: PreTrainedModel) -> MaskLayout:
 def alone_loss(model: PreTrainedModel, example: Example) -> torch.Tensor:
     """As transformers itself computes it: no mask of ours, no packing, no padding."""
     ids = torch.tensor([[*example.prompt_ids, *example.completion_ids]])
-    logits = model(input_ids=ids, use_cache=False).logits[0, len(example.prompt_ids) - 1 : -1]
+    with plain(model):
+        logits = model(input_ids=ids, use_cache=False).logits[0, len(example.prompt_ids) - 1 : -1]
     return F.cross_entropy(logits, ids[0, len(example.prompt_ids) :], reduction="sum")
 
 
