@@ -81,7 +81,13 @@ def submit(
     def run(job: str, *overrides: str) -> subprocess.CompletedProcess[str]:
         command = [BIN / "ray", "job", "submit", "--address", dashboard, "--working-dir", ROOT, "--"]
         command += ["python", "-m", job, "--config", path, *overrides]
-        return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
+        # The dashboard answers before the agent that starts jobs does: on a busy machine seconds before.
+        for _ in range(30):
+            done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
+            if "No available agent" not in done.stdout + done.stderr:
+                break
+            time.sleep(2)
+        return done
 
     return run
 
