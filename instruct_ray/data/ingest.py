@@ -16,6 +16,7 @@ from instruct_ray.data.reading import readers
 from instruct_ray.data.reading.records import Record, RowError
 from instruct_ray.data.reading.sources import Chunk, SourceFile
 from instruct_ray.data.reading.triples import Triple, parse
+from instruct_ray.data.reading.usable import MAX_NAMED_ROWS
 from instruct_ray.data.rendering.contract import Contract
 from instruct_ray.data.rendering.fitting import Fitted, TooLong, fit
 from instruct_ray.data.rendering.renderer import Renderer
@@ -28,7 +29,6 @@ ROWS_PER_PIECE = 20_000
 # Rows of the sources that are looked at to find groups too large for one shard.
 SAMPLED_CHUNKS = 64
 ROWS_PER_SAMPLE = 256
-MAX_NAMED_ROWS = 3
 
 
 @dataclass(frozen=True)
@@ -65,9 +65,6 @@ class Ingested:
     """Rows that can't be used, by reason."""
     bad: list[tuple[int, int, str]] = field(default_factory=list)
     """The first of them: file, position, what is wrong."""
-    num_rows: int = 0
-    """Rows on their way to a pack."""
-    num_test: int = 0
 
 
 def group_key(triple: Triple) -> int:
@@ -157,7 +154,6 @@ class _Task:
     def _keep(self, row_id: str, digest: bytes, fitted: Fitted) -> None:
         triple, content = fitted.triple, fitted.triple.content_digest
         if fitted.original.is_test(self.job.data.test_fraction):
-            self.done.num_test += 1
             self.test.append(TestRow(row_id, digest, content, fitted.num_tokens, fitted.was_cut, triple))
             return
         copies = num_copies(self.source.weight, self.job.seed, row_id)
@@ -172,7 +168,6 @@ class _Task:
         )
         self.shards[self.job.shard_of(group, content)].append(row)
         self.num_held += 1
-        self.done.num_rows += 1
 
     def _write_piece(self) -> None:
         name = f"{self.chunk.number:06d}-{self.num_pieces:04d}.arrow"

@@ -46,6 +46,17 @@ class Example:
         return tokens[:-1], labels
 
 
+def examples_of(row_id: str, turns: Sequence[tuple[Sequence[int] | Int32s, Sequence[int] | Int32s]]) -> list[Example]:
+    """A row's (prompt, completion) turns -> its examples; those of a chat count what they share once."""
+    examples: list[Example] = []
+    num_counted = 0
+    for turn, (prompt, completion) in enumerate(turns, start=1):
+        name = row_id if len(turns) == 1 else f"{row_id}/{turn}"
+        examples.append(Example(name, prompt, completion, num_counted))
+        num_counted = len(prompt) + len(completion)
+    return examples
+
+
 class Pack(TypedDict):
     """One row of a packed data set; the first four have one entry per token that the model reads."""
 

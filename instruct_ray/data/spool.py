@@ -11,7 +11,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from instruct_ray.data.packing import Example
+from instruct_ray.data.packing import Example, examples_of
 from instruct_ray.data.reading.triples import Triple
 
 SCHEMA = pa.schema(
@@ -95,7 +95,7 @@ def read_shard(folder: Path, shard: int) -> Iterator[Row]:
             for number, (values, (num_prompts, num_completions)) in enumerate(zip(rows, sizes, strict=True)):
                 row = dict(zip(PLAIN_COLUMNS, values, strict=True))
                 ids = flat[offsets[number] : offsets[number + 1]]
-                yield Row(**row, examples=list(_examples(row["row_id"], ids, num_prompts, num_completions)))
+                yield Row(**row, examples=examples_of(row["row_id"], _turns(ids, num_prompts, num_completions)))
 
 
 def write_test_rows(path: Path, rows: list[TestRow]) -> None:
@@ -130,10 +130,11 @@ def _tokens(examples: list[Example]) -> list[int]:
     return tokens
 
 
-def _examples(row_id: str, ids: Any, num_prompts: list[int], num_completions: list[int]) -> Iterator[Example]:
-    start, num_counted = 0, 0
-    for turn, (num_prompt, num_completion) in enumerate(zip(num_prompts, num_completions, strict=True)):
+def _turns(ids: Any, num_prompts: list[int], num_completions: list[int]) -> list[tuple[Any, Any]]:
+    """A row's tokens, cut into (prompt, completion) of each of its turns."""
+    turns, start = [], 0
+    for num_prompt, num_completion in zip(num_prompts, num_completions, strict=True):
         middle, stop = start + num_prompt, start + num_prompt + num_completion
-        name = row_id if len(num_prompts) == 1 else f"{row_id}/{turn + 1}"
-        yield Example(name, ids[start:middle], ids[middle:stop], num_counted)
-        start, num_counted = stop, num_prompt + num_completion
+        turns.append((ids[start:middle], ids[middle:stop]))
+        start = stop
+    return turns

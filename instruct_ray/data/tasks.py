@@ -34,6 +34,6 @@ def run_each(count: int, work: Callable[[int], Done]) -> list[Done]:
 
 
 def _spare_the_collector() -> None:
-    """Every full collection would walk the libraries' million objects again: a third of a task's time."""
+    """Every full collection would walk the libraries' million objects again: more than a tenth of a task's time."""
     gc.collect()
     gc.freeze()

@@ -27,7 +27,7 @@ class Chunks:
     """Which keys the queries of each chunk see."""
 
     keys_NK: Tensor
-    """Their indices; a chunk with fewer repeats key 0, hidden."""
+    """Their indices; a chunk with fewer is filled up with keys that it does not see."""
     hidden_NCK: Tensor
     """Whether a query of the chunk does not see a key."""
 

@@ -1,4 +1,4 @@
-"""TRL in an environment of its own, outside the repository, and what was tried to make it fast."""
+"""TRL in an environment of its own, outside the repository, and settings that may make it fast."""
 
 import os
 import shutil
@@ -12,13 +12,14 @@ REQUIREMENTS = ("trl==1.16.0", "torch==2.13.0")
 # TRL 1.16's own defaults are bf16 autocast, gradient checkpointing, batches of 8 random rows, weights in the
 # checkpoint's precision (bf16). Rows are never cut, in either.
 DEFAULTS: dict[str, Any] = {"max_length": None}
+# Not settled: taken for the best until `--try` has compared it with the candidates.
 BEST: dict[str, Any] = {
     "max_length": None,
     "bf16": True,
     "gradient_checkpointing": False,
     "train_sampling_strategy": "group_by_length",
 }
-# Tried beside BEST; `--try` measures them again.
+# What `--try` measures beside BEST.
 CANDIDATES: dict[str, dict[str, Any]] = {
     "best": BEST,
     "weights in fp32 (mixed precision with master weights)": BEST | {"dtype": "fp32"},

@@ -15,6 +15,7 @@ from instruct_ray import run
 from instruct_ray.data.inspection.display import legible, pieces
 from instruct_ray.data.ledger import Fate, read_entries
 from instruct_ray.data.reading import readers
+from instruct_ray.data.reading.records import MAX_DETAIL_CHARACTERS
 from instruct_ray.data.reading.sources import SourceFile
 from instruct_ray.data.rendering.renderer import Renderer
 from instruct_ray.data.statistics import Statistics, Tally
@@ -26,7 +27,6 @@ EXAMPLES_PER_REASON = 3
 MAX_REASONS = 20
 # The number of a line costs reading all lines before it; past so many bytes the place is told instead.
 MAX_COUNTED_BYTES = 64 * 2**20
-MAX_DETAIL_CHARACTERS = 300
 # Answers look like labels when nearly all are short, and they are few.
 MIN_SHORT_SHARE = 0.9
 MAX_LABELS = 50

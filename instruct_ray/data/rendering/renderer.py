@@ -10,7 +10,7 @@ from pathlib import Path
 
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from instruct_ray.data.packing import Example
+from instruct_ray.data.packing import Example, examples_of
 from instruct_ray.data.reading.records import RowError
 from instruct_ray.data.reading.triples import Triple
 from instruct_ray.data.rendering.chat_template import ChatTemplate
@@ -206,13 +206,11 @@ def _not_text() -> RowError:
 def _examples(
     row_id: str, prompts: Sequence[Ids | RowError], completions: Sequence[Ids | RowError]
 ) -> list[Example] | RowError:
-    examples: list[Example] = []
-    num_counted = 0
-    for turn, (prompt, completion) in enumerate(zip(prompts, completions, strict=True), start=1):
+    turns: list[tuple[Ids, Ids]] = []
+    for prompt, completion in zip(prompts, completions, strict=True):
         if isinstance(prompt, RowError):
             return prompt
         if isinstance(completion, RowError):
             return completion
-        examples.append(Example(row_id if len(prompts) == 1 else f"{row_id}/{turn}", prompt, completion, num_counted))
-        num_counted = len(prompt) + len(completion)
-    return examples
+        turns.append((prompt, completion))
+    return examples_of(row_id, turns)
