@@ -12,7 +12,7 @@ shown = $(1) > $(VENV)/install.log 2>&1 & pid=$$!; seconds=0; \
 	while kill -0 $$pid 2> /dev/null; do sleep 4; seconds=$$((seconds + 4)); echo "installing ($$seconds s)"; done; \
 	wait $$pid || { tail -5 $(VENV)/install.log; exit 1; }
 
-.PHONY: help demo test bench check format lock clean
+.PHONY: help demo test test-faults bench check format lock clean
 
 help:  ## list the commands
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -30,7 +30,10 @@ demo: $(READY)  ## tune a real model on two cores and ask it over a real endpoin
 	@$(RUN) -m jobs.demo --out $(DEMO_OUT)
 
 test: $(READY)  ## prove it: every module, and the whole way on a tiny model
-	@$(RUN) -m pytest
+	@$(RUN) -m pytest -m "not slow"
+
+test-faults: $(READY)  ## the tests that take minutes each: other numbers of workers, stops
+	@$(RUN) -m pytest -m slow
 
 bench: $(READY)  ## measure against peers, for hours on a quiet machine; BENCH=train for one, see tests/bench
 	@set -e; for name in $(BENCH); do $(RUN) -m tests.bench.bench_$$name; done

@@ -5,7 +5,8 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from instruct_ray.config import Config, load
+from instruct_ray.config import Config
+from instruct_ray.config_file import load
 from instruct_ray.errors import exit_codes
 
 DEFAULT_ROWS = 5

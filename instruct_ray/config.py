@@ -1,15 +1,10 @@
-"""YAML + `section.key=value` -> Config: every option of the system, checked before anything starts."""
+"""Every option of the system, by section, with its meaning and its limits."""
 
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
-import yaml
-from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, field_validator
 from pydantic.functional_validators import AfterValidator, BeforeValidator
-
-from instruct_ray.config_errors import explain
-from instruct_ray.errors import InputError
 
 
 def _absolute(path: Path) -> Path:
@@ -49,6 +44,12 @@ class LoraConfig(Section):
     """Scale of the adapters: their output is multiplied by alpha / rank."""
     dropout: float = Field(default=0.0, ge=0, lt=1)
     """Dropout on the adapters' input."""
+    targets: tuple[str, ...] | None = None
+    """Names of the linear layers that get adapters, such as q_proj; null adapts all but the output head."""
+    rslora: bool = False
+    """Scale by alpha / sqrt(rank) instead, so that a higher rank learns no slower (rank-stabilised LoRA)."""
+    dora: bool = False
+    """Train the weights' magnitudes as well (weight-decomposed LoRA): closer to full tuning, slower."""
 
 
 class ModelConfig(Section):
@@ -130,7 +131,9 @@ class TrainConfig(Section):
     learning_rate: PositiveFloat = 1e-5
     """Peak learning rate of AdamW."""
     warmup_fraction: float = Field(default=0.05, ge=0, lt=1)
-    """Share of the steps with a linearly rising learning rate; a cosine down to zero follows."""
+    """Share of the steps with a linearly rising learning rate; the schedule follows."""
+    schedule: Literal["cosine", "linear", "constant"] = "cosine"
+    """The learning rate behind the warm-up: a cosine or a line down to zero, or level."""
     weight_decay: float = Field(default=0.0, ge=0)
     """Decoupled weight decay of AdamW."""
     max_grad_norm: PositiveFloat = 1.0
@@ -139,6 +142,8 @@ class TrainConfig(Section):
     """DeepSpeed ZeRO: 0 shards nothing, 1 the optimizer, 2 also the gradients, 3 also the weights."""
     precision: Literal["bf16", "fp32"] = "bf16"
     """bf16 computes in bfloat16 over fp32 master weights."""
+    activation_checkpointing: bool = False
+    """Keep only each layer's input for the backward pass and compute the rest again: less memory, a third more time."""
     num_workers: PositiveInt = 1
     """Ray Train workers; each is one rank and holds one GPU if use_gpu."""
     cpus_per_worker: PositiveInt = 1
@@ -151,6 +156,9 @@ class TrainConfig(Section):
     """Steps between two checkpoints; the last step always makes one."""
     num_checkpoints: PositiveInt = 2
     """Checkpoints kept."""
+    max_nonfinite_steps: PositiveInt = 3
+    """Steps in a row whose loss or gradient may be no number; each is left out and its rows named. At so many the run
+    stops, and is neither exported nor registered."""
 
 
 class EvidenceConfig(Section):
@@ -206,43 +214,3 @@ class Config(Section):
     evidence: EvidenceConfig = EvidenceConfig()
     registry: RegistryConfig
     serving: ServingConfig = ServingConfig()
-
-
-def load(path: Path, overrides: Sequence[str] = ()) -> Config:
-    """Read a YAML file and apply `section.key=value` overrides (values are YAML).
-
-    Raises:
-        InputError: the file is missing or no mapping, a key is unknown, or a value does not fit; names file and key.
-    """
-    if not path.is_file():
-        raise InputError(f"{path}: no such config file")
-    try:
-        raw = yaml.safe_load(path.read_text())
-    except yaml.YAMLError as error:
-        raise InputError(f"{path}: not YAML: {' '.join(str(error).split())}") from error
-    if not isinstance(raw, dict):
-        raise InputError(f"{path}: holds no mapping of sections")
-    for override in overrides:
-        _apply(raw, override)
-    try:
-        return Config.model_validate(raw)
-    except ValidationError as error:
-        raise InputError(f"{path}: {explain(error, Config)}") from None
-
-
-def _apply(raw: dict[str, Any], override: str) -> None:
-    key, separator, value = override.partition("=")
-    *sections, leaf = key.split(".")
-    if not separator or not sections or not leaf:
-        raise InputError(f"override {override!r}: write section.key=value")
-    target = raw
-    for section in sections:
-        if target.get(section) is None:
-            target[section] = {}
-        target = target[section]
-        if not isinstance(target, dict):
-            raise InputError(f"override {override!r}: {section} is a value, not a section")
-    try:
-        target[leaf] = yaml.safe_load(value)
-    except yaml.YAMLError:
-        raise InputError(f"override {override!r}: the value is not YAML; quote it") from None

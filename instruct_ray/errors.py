@@ -5,6 +5,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
+from typing import NoReturn
 
 EXIT_FAILED = 1
 EXIT_BAD_INPUT = 2
@@ -36,6 +37,11 @@ def unwind_on_sigterm() -> None:
     signal.signal(signal.SIGTERM, _terminate)
 
 
-def _terminate(number: int, frame: FrameType | None) -> None:
+def end_terminated() -> NoReturn:
+    """End as SIGTERM ends a program."""
     print("terminated; the same command continues", file=sys.stderr, flush=True)
     sys.exit(EXIT_TERMINATED)
+
+
+def _terminate(number: int, frame: FrameType | None) -> None:
+    end_terminated()

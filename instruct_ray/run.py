@@ -24,6 +24,7 @@ OPERATIONAL_KEYS = frozenset(
         "train.max_failures",
         "train.checkpoint_every",
         "train.num_checkpoints",
+        "train.max_nonfinite_steps",
     }
 )
 

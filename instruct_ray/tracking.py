@@ -112,7 +112,11 @@ class TrackedRun:
         now = int(time.time() * 1000)
         from mlflow.entities import Metric  # noqa: PLC0415  (see connect)
 
-        metrics = [Metric(key, float(value), now, record["step"]) for key, value in record.items() if key != "step"]
+        metrics = [
+            Metric(key, float(value), now, record["step"])
+            for key, value in record.items()
+            if key != "step" and value is not None
+        ]
         self._client.log_batch(self.id, metrics=metrics, synchronous=False)
 
 

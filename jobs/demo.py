@@ -4,7 +4,7 @@ import argparse
 import socket
 from pathlib import Path
 
-from instruct_ray.config import load
+from instruct_ray.config_file import load
 from instruct_ray.console import Status
 from instruct_ray.errors import exit_codes
 from instruct_ray.run import write_json

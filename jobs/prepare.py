@@ -13,7 +13,7 @@ def main(config: Config) -> None:
         from instruct_ray.data.prepare import prepare  # noqa: PLC0415  (seconds: here it is not silent)
 
         status(f"reading {len(config.data.sources)} source(s)")
-        prepared = prepare(config, runner.connect)
+        prepared = prepare(config, runner.connect_for_data)
     m = prepared.dataset.manifest
     verb = "already prepared" if prepared.already_done else "prepared"
     print(f"{verb}: {m['num_train']:,} rows to train on in {m['num_packs']:,} packs, {m['num_test']:,} held out")

@@ -6,7 +6,8 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
-from instruct_ray.config import Config, load
+from instruct_ray.config import Config
+from instruct_ray.config_file import load
 from instruct_ray.errors import exit_codes, unwind_on_sigterm
 
 # Fewer cores than training workers plus data tasks would leave Ray Data waiting for a CPU for ever.
@@ -35,7 +36,7 @@ def quiet() -> None:
     logging.getLogger("DeepSpeed").addFilter(lambda record: record.levelno >= logging.ERROR)
 
 
-def connect() -> None:
+def connect(min_cpus: int = MIN_LOCAL_CPUS) -> None:
     """Join the cluster that RAY_ADDRESS names, or start one on this machine; does nothing when connected.
 
     Called by a job once its input is known to be good.
@@ -51,9 +52,14 @@ def connect() -> None:
     if os.environ.get("RAY_ADDRESS"):
         ray.init(**options)
     else:
-        ray.init(num_cpus=max(MIN_LOCAL_CPUS, os.cpu_count() or 1), include_dashboard=False, **options)
+        ray.init(num_cpus=max(min_cpus, os.cpu_count() or 1), include_dashboard=False, **options)
     ray.data.DataContext.get_current().enable_progress_bars = False
     unwind_on_sigterm()
+
+
+def connect_for_data() -> None:
+    """Like `connect`, for a job that only computes in tasks: more of them than cores would be slower."""
+    connect(min_cpus=1)
 
 
 def disconnect() -> None:

@@ -39,6 +39,10 @@ def tell(config: Config, path: Path) -> dict[str, object]:
     Returns what `summary.json` holds; `path` is the config file, named in the commands to go on with.
     """
     try:
+        with Status("demo") as status:
+            status("starting Ray")
+            # One for all jobs, with room for each.
+            runner.connect()
         return _tell(config, path)
     finally:
         runner.disconnect()

@@ -7,7 +7,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 ORDER = [
-    "errors", "worker_env", "config_errors", "config", "run", "tracking", "base",
+    "errors", "worker_env", "config_errors", "config", "config_file", "run", "lease", "tracking", "base",
     "data", "inference", "training", "evidence", "registry", "serving",
 ]  # fmt: skip
 # Seen by all, sees none.

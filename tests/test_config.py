@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 from pydantic import BaseModel
 
-from instruct_ray.config import Config, load
+from instruct_ray.config import Config
+from instruct_ray.config_file import load
 from instruct_ray.errors import InputError
 
 ROOT = Path(__file__).parents[1]

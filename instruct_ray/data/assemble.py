@@ -1,7 +1,7 @@
 """Second pass of prepare: a shard of rendered rows -> its packs in one Parquet file, and each row's fate."""
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -42,7 +42,7 @@ class Assembled:
 def assemble(shard: int, job: Assemble, held_out: HeldOut | None) -> Assembled:
     """Drop duplicates, order the rows by group, pack them, and write packs and ledger."""
     ledger = Ledger(job.files)
-    rows = list(_unique_rows(read_shard(job.spool, shard), held_out, ledger))
+    rows = list(_unique_rows(list(read_shard(job.spool, shard)), held_out, ledger))
     examples = in_order(rows, job.seed)
     packs = sorted(pack(examples, job.pack_tokens), key=lambda made: _hash(job.seed, "/".join(made["row_ids"])))
     if packs:
@@ -69,18 +69,16 @@ def _count(rows: list[Row]) -> Statistics:
     return statistics
 
 
-def _unique_rows(rows: Iterator[Row], held_out: HeldOut | None, ledger: Ledger) -> Iterator[Row]:
+def _unique_rows(rows: Sequence[Row], held_out: HeldOut | None, ledger: Ledger) -> Iterator[Row]:
     """Rows that are trained on; the ledger gets the fate of all."""
     seen: set[bytes] = set()
-    resembling: dict[str, bool] = {}
+    resembling = held_out.resembling(dict.fromkeys(row.split_key for row in rows)) if held_out else set()
     for row in rows:
         fate: Fate = "trained"
         if row.content in seen:
             fate = "duplicate"
-        elif held_out is not None:
-            if row.split_key not in resembling:
-                resembling[row.split_key] = held_out.resembles(row.split_key)
-            fate = "near_duplicate" if resembling[row.split_key] else "trained"
+        elif row.split_key in resembling:
+            fate = "near_duplicate"
         seen.add(row.content)
         copies = row.copies if fate == "trained" else 0
         ledger.add(Entry(row.row_id, row.digest, fate, copies=copies, num_tokens=row.num_tokens, was_cut=row.was_cut))

@@ -1,6 +1,8 @@
 """First pass of prepare: a chunk of a file -> rendered rows dealt to shards; the fate of those that go no further."""
 
 import hashlib
+import json
+import pickle
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -8,10 +10,11 @@ from functools import lru_cache
 from itertools import islice
 from pathlib import Path
 
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
 from instruct_ray.config import DataConfig
 from instruct_ray.data.ledger import Entry, Ledger, split_row_id
+from instruct_ray.data.near_duplicates import signature
 from instruct_ray.data.reading import readers
 from instruct_ray.data.reading.records import Record, RowError
 from instruct_ray.data.reading.sources import Chunk, SourceFile
@@ -37,7 +40,8 @@ class Ingest:
 
     data: DataConfig
     seed: int
-    base: Path
+    tokenizer: bytes
+    """Pickled: a worker would load the model's code to find out which it is, and might not see the base's folder."""
     contract: Contract
     files: tuple[SourceFile, ...]
     folder: Path
@@ -103,7 +107,7 @@ class _Task:
     def __init__(self, job: Ingest, chunk: Chunk) -> None:
         self.job, self.chunk = job, chunk
         self.source = job.data.sources[chunk.file.source]
-        self.renderer = Renderer(_tokenizer(job.base), job.contract)
+        self.renderer = Renderer(_tokenizer(job.tokenizer), job.contract)
         self.ledger = Ledger([file.uri for file in job.files])
         self.done = Ingested()
         self.num_pieces = 0
@@ -154,7 +158,9 @@ class _Task:
     def _keep(self, row_id: str, digest: bytes, fitted: Fitted) -> None:
         triple, content = fitted.triple, fitted.triple.content_digest
         if fitted.original.is_test(self.job.data.test_fraction):
-            self.test.append(TestRow(row_id, digest, content, fitted.num_tokens, fitted.was_cut, triple))
+            mark = b"" if self.job.data.near_duplicates is None else signature(triple.split_key).tobytes()
+            line = json.dumps(triple.dump(), ensure_ascii=False)
+            self.test.append(TestRow(row_id, digest, content, fitted.num_tokens, fitted.was_cut, line, mark))
             return
         copies = num_copies(self.source.weight, self.job.seed, row_id)
         if not copies:
@@ -187,7 +193,7 @@ def num_copies(weight: float, seed: int, row_id: str) -> int:
 
 
 @lru_cache(maxsize=1)
-def _tokenizer(base: Path) -> PreTrainedTokenizerBase:
-    """One load for all tasks of a worker process."""
-    tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(base)
+def _tokenizer(pickled: bytes) -> PreTrainedTokenizerBase:
+    """One for all tasks of a worker process."""
+    tokenizer: PreTrainedTokenizerBase = pickle.loads(pickled)
     return tokenizer

@@ -6,6 +6,7 @@ into packs. Chunks and shards are counted from the data, so any number of worker
 
 import hashlib
 import json
+import pickle
 import shutil
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -20,9 +21,9 @@ from instruct_ray.config import Config
 from instruct_ray.data import ledger
 from instruct_ray.data.assemble import Assemble, Assembled, assemble
 from instruct_ray.data.dataset import MANIFEST, PackedDataset, shard_file
+from instruct_ray.data.hold_out import TEST_ROWS, hold_out
 from instruct_ray.data.ingest import Ingest, Ingested, find_spread_groups, ingest
 from instruct_ray.data.inspection import report
-from instruct_ray.data.ledger import Entry, Fate, Ledger
 from instruct_ray.data.near_duplicates import HeldOut
 from instruct_ray.data.reading import sources
 from instruct_ray.data.reading.sources import Chunk, SourceFile
@@ -30,7 +31,6 @@ from instruct_ray.data.reading.usable import check_bad_rows, check_first_rows
 from instruct_ray.data.rendering.contract import Contract
 from instruct_ray.data.rendering.renderer import Renderer
 from instruct_ray.data.rendering.templates import make_renderer
-from instruct_ray.data.spool import TestRow, read_test_rows
 from instruct_ray.data.statistics import Statistics
 from instruct_ray.data.tasks import run_each
 from instruct_ray.errors import InputError
@@ -112,7 +112,7 @@ def prepare(config: Config, start_ray: Callable[[], None]) -> Prepared:
     check_first_rows(files, chunks, config.data)
     start_ray()
     with run.complete_folder(target) as unfinished:
-        made = _make(config, files, chunks, base_folder, renderer, unfinished)
+        made = _make(config, files, chunks, renderer, unfinished)
         names = [file.name for file in files]
         manifest = {
             "digest": digest,
@@ -129,7 +129,6 @@ def _make(
     config: Config,
     files: list[SourceFile],
     chunks: list[Chunk],
-    base_folder: Path,
     renderer: Renderer,
     unfinished: Path,
 ) -> dict[str, Any]:
@@ -138,38 +137,37 @@ def _make(
     spool = unfinished / "spool"
     spool.mkdir()
     num_shards = -(-sum(file.num_text_bytes for file in files) // SHARD_BYTES)
-    ingested = _ingest(config, files, chunks, base_folder, renderer.contract, unfinished, spool, num_shards)
+    ingested = _ingest(config, files, chunks, renderer, unfinished, spool, num_shards)
     num_read = sum(done.num_read for done in ingested)
     reasons = sum((done.reasons for done in ingested), Counter[str]())
     check_bad_rows(files, config.data, reasons, num_read, [row for done in ingested for row in done.bad])
 
-    test, test_fates, num_cut = _hold_out(spool, [file.uri for file in files], unfinished)
-    if not test:
+    test = hold_out(spool, [file.uri for file in files], unfinished)
+    if not test.num_rows:
         others = ", ".join(f"{count} {fate}" for fate, count in _fates(ingested).items() if count)
         raise InputError(
             f"data.test_fraction={config.data.test_fraction}: no row is held out of {num_read} read"
             f"{f' ({others})' if others else ''}; give more rows"
         )
     similarity = config.data.near_duplicates
-    held_out = None if similarity is None else HeldOut((row.triple.split_key for row in test), similarity)
+    held_out = None if similarity is None else HeldOut(test.signatures_NP, similarity)
     assembled = _assemble(config, files, unfinished, spool, num_shards, held_out)
-    fates = ledger.total([_fates(ingested), test_fates, *(done.fates for done in assembled)])
+    fates = ledger.total([_fates(ingested), test.fates, *(done.fates for done in assembled)])
     ledger.check_complete(fates, num_read)
     if not fates["trained"]:
         raise InputError("data.sources: no row is left to train on")
     shutil.rmtree(spool)
 
     run.pin(config, *SECTIONS)
-    lines = (json.dumps(row.triple.dump() | {"id": row.triple.id}, ensure_ascii=False) for row in test)
-    run.write_text(folder.test, "".join(line + "\n" for line in lines))
+    (unfinished / TEST_ROWS).replace(folder.test)
     renderer.contract.save(folder.contract)
     counts = {
         "num_read": num_read,
         "fates": fates,
         "quarantine_reasons": dict(sorted(reasons.items())),
-        "num_cut": num_cut + sum(done.num_cut for done in assembled),
+        "num_cut": test.num_cut + sum(done.num_cut for done in assembled),
         "num_train": fates["trained"],
-        "num_test": len(test),
+        "num_test": test.num_rows,
         **{name: sum(getattr(done, name) for done in assembled) for name in _TOTALS},
         "files": {shard_file(done.shard): done.num_packs for done in assembled if done.num_packs},
     }
@@ -187,15 +185,24 @@ def _ingest(
     config: Config,
     files: list[SourceFile],
     chunks: list[Chunk],
-    base_folder: Path,
-    contract: Contract,
+    renderer: Renderer,
     folder: Path,
     spool: Path,
     num_shards: int,
 ) -> list[Ingested]:
     """The first pass, over chunks of files."""
     spread = find_spread_groups(chunks, config.data, num_shards)
-    job = Ingest(config.data, config.run.seed, base_folder, contract, tuple(files), folder, spool, num_shards, spread)
+    job = Ingest(
+        data=config.data,
+        seed=config.run.seed,
+        tokenizer=pickle.dumps(renderer.tokenizer),
+        contract=renderer.contract,
+        files=tuple(files),
+        folder=folder,
+        spool=spool,
+        num_shards=num_shards,
+        spread_groups=spread,
+    )
 
     return run_each(len(chunks), lambda number: ingest(chunks[number], job))
 
@@ -209,19 +216,6 @@ def _assemble(
     shared = ray.put(held_out)
 
     return run_each(num_shards, lambda number: assemble(number, job, ray.get(shared)))
-
-
-def _hold_out(spool: Path, uris: Sequence[str], folder: Path) -> tuple[list[TestRow], dict[str, int], int]:
-    """The held-out rows without duplicates, their fates, and the number of those that were cut."""
-    entries = Ledger(uris)
-    kept: dict[bytes, TestRow] = {}
-    for row in read_test_rows(spool):
-        is_new = row.content not in kept
-        kept.setdefault(row.content, row)
-        fate: Fate = "test" if is_new else "duplicate"
-        entries.add(Entry(row.row_id, row.digest, fate, num_tokens=row.num_tokens, was_cut=row.was_cut))
-    entries.write(folder / "ledger" / "test.parquet")
-    return list(kept.values()), entries.counts, entries.num_cut
 
 
 def _fates(ingested: Sequence[Ingested]) -> dict[str, int]:

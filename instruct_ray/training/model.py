@@ -1,7 +1,7 @@
 """Base folder -> the model to train, whole or with LoRA adapters; how it attends, and whether packs suit it."""
 
 import inspect
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,8 +9,9 @@ import torch
 from peft import LoraConfig as PeftLoraConfig
 from peft import get_peft_model
 from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig, AutoModelForCausalLM
+from transformers.pytorch_utils import Conv1D
 
-from instruct_ray.config import LoraConfig
+from instruct_ray.config import LoraConfig, TrainConfig
 from instruct_ray.errors import InputError
 from instruct_ray.training import chunks
 from instruct_ray.training.attention import FLEX, MaskLayout
@@ -37,6 +38,27 @@ def check_trainable(base: Path) -> Any:
         raise InputError(f"model.base: the forward pass of {config.model_type} takes no {', '.join(missing)}")
     MaskLayout.of(config, plain_implementation(config), torch.float32)
     return config
+
+
+def check_lora_targets(config: Any, targets: Sequence[str]) -> None:
+    """
+    Raises:
+        InputError: the base has no linear layer of such a name; names those it has.
+    """
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config)
+    head = model.get_output_embeddings()
+    # Conv1D: GPT-2's linear layers.
+    linear = {
+        name.rpartition(".")[2]
+        for name, module in model.named_modules()
+        if isinstance(module, torch.nn.Linear | Conv1D) and module is not head
+    }
+    unknown = sorted(set(targets) - linear)
+    if unknown:
+        raise InputError(
+            f"model.lora.targets: {config.model_type} has no {', '.join(unknown)}, only {', '.join(sorted(linear))}"
+        )
 
 
 def packing_obstacle(config: Any, max_tokens: int) -> str | None:
@@ -109,12 +131,15 @@ def packed_implementation(config: Any, device: torch.device) -> str:
 
 
 def load_model(
-    base: Path, lora: LoraConfig | None, dtype: torch.dtype, seed: int, implementation: str
+    base: Path, lora: LoraConfig | None, train: TrainConfig, dtype: torch.dtype, seed: int, implementation: str
 ) -> torch.nn.Module:
     """Load the base for training. Adapters start from the same random values on every rank."""
     chunks.register()
     model: torch.nn.Module = AutoModelForCausalLM.from_pretrained(base, dtype=dtype, attn_implementation=implementation)
     model.train()
+    if train.activation_checkpointing:
+        # Reentrant ones would not reach the weights behind frozen embeddings.
+        model.activation_checkpointing_enable({"use_reentrant": False})  # type: ignore[operator]
     if lora is None:
         return model
     torch.manual_seed(seed)
@@ -122,7 +147,9 @@ def load_model(
         r=lora.rank,
         lora_alpha=lora.alpha,
         lora_dropout=lora.dropout,
-        target_modules="all-linear",
+        target_modules="all-linear" if lora.targets is None else list(lora.targets),
+        use_rslora=lora.rslora,
+        use_dora=lora.dora,
         task_type="CAUSAL_LM",
     )
     adapted: torch.nn.Module = get_peft_model(model, adapters)

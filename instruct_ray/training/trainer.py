@@ -5,7 +5,6 @@ import logging
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,7 @@ import ray.train
 from ray.train import TrainingFailedError
 from ray.train.torch import TorchTrainer
 
-from instruct_ray import base, run
+from instruct_ray import base, lease, run
 from instruct_ray.base import Base
 from instruct_ray.config import Config
 from instruct_ray.data import prepare
@@ -23,15 +22,20 @@ from instruct_ray.data.rendering.contract import Contract
 from instruct_ray.data.rendering.templates import make_renderer
 from instruct_ray.errors import InputError
 from instruct_ray.tracking import TrackedRun
-from instruct_ray.training.loop import TrainJob, train_loop_per_worker
-from instruct_ray.training.model import check_trainable, packing_obstacle
-from instruct_ray.training.proof import PackingProof
+from instruct_ray.training.checkpoints import prune, tidy
+from instruct_ray.training.loop import STOPPED, TrainJob, train_loop_per_worker
+from instruct_ray.training.model import check_lora_targets, check_trainable, packing_obstacle
+from instruct_ray.training.notices import Notices
+from instruct_ray.training.stopping import in_thread, stoppable
 from instruct_ray.worker_env import compute_env
 
 # What decides the weights.
 SECTIONS = ("run", "data", "model", "train")
 # In a run's folder: whether packs are computed as each example alone would be, and the way taken.
 PACKING_PROOF = "packing_proof.json"
+# What its workers decided by themselves.
+NOTICES = "notices.jsonl"
+STOP = ".stop"
 
 logger = logging.getLogger(__name__)
 
@@ -64,8 +68,19 @@ def tune(config: Config, status: Callable[[str], None], start_ray: Callable[[], 
     if (folder.model / run.MODEL_RECORD).is_file():
         run.check_pinned(config, *SECTIONS)
         return Tuned(folder.model, already_done=True)
+    with lease.held(folder.path):
+        return _tune(config, status, start_ray, dataset)
+
+
+def _tune(
+    config: Config, status: Callable[[str], None], start_ray: Callable[[], None], dataset: PackedDataset
+) -> Tuned:
+    folder = run.RunFolder.of(config)
     model = base.resolve(config)
-    obstacle = packing_obstacle(check_trainable(model.folder), config.data.max_tokens)
+    architecture = check_trainable(model.folder)
+    obstacle = packing_obstacle(architecture, config.data.max_tokens)
+    if config.model.lora is not None:
+        check_lora_targets(architecture, config.model.lora.targets or ())
     _check_contract(config, dataset, model)
     weights = folder.path / ".weights"
     plan = plan_of(config, dataset)
@@ -75,6 +90,9 @@ def tune(config: Config, status: Callable[[str], None], start_ray: Callable[[], 
         obstacle=obstacle,
         proof=folder.path / PACKING_PROOF,
         metrics=folder.metrics,
+        notices=folder.path / NOTICES,
+        checkpoints=folder.train,
+        stop=folder.path / STOP,
         weights=weights,
         plan=plan,
         lora=config.model.lora,
@@ -82,19 +100,26 @@ def tune(config: Config, status: Callable[[str], None], start_ray: Callable[[], 
     )
     run.pin(config, *SECTIONS)
     start_ray()
-    # Once: with the first step, or at the end if it never comes.
-    say_way = cache(lambda: _say_if_padded(job.proof))
-    tracked = _tracked_run(config, folder, status, say_way)
+    if problem := tidy(folder.train):
+        logger.warning("set aside: %s; continuing from the newest checkpoint that is whole", problem)
+    notices = Notices(job.notices)
+    tracked = _tracked_run(config, folder, status, notices)
     outcome = "FAILED"
     try:
-        _fit(config, folder, job)
+        with stoppable(job.stop, status) as request:
+            ending = in_thread(lambda: _fit(config, folder, job))
+            if ending == STOPPED:
+                request.end()
+        if ending:
+            raise RuntimeError(f"training stopped: {ending}")
+        prune(folder.train)
         outcome = "FINISHED"
     except (KeyboardInterrupt, SystemExit):
         outcome = "KILLED"
         raise
     finally:
         tracked.finish(outcome)
-        say_way()
+        _say(notices)
     _assemble(config, folder, weights, model, tracked.id, plan)
     return Tuned(folder.model, already_done=False)
 
@@ -109,24 +134,20 @@ def _check_contract(config: Config, dataset: PackedDataset, model: Base) -> None
         )
 
 
-def _say_if_padded(record: Path) -> None:
-    """Warn that a run is slower than it could be, and why; in the log, where no live line overwrites it."""
-    if not record.is_file():
-        return
-    proof = PackingProof.model_validate_json(record.read_text())
-    if not proof.is_packed:
-        logger.warning("training padded instead of packed: %s (%s)", proof.reason, record)
+def _say(notices: Notices) -> None:
+    """In the log, where no live line overwrites it."""
+    for notice in notices.new():
+        logger.warning("%s", notice)
 
 
-def _tracked_run(
-    config: Config, folder: run.RunFolder, status: Callable[[str], None], say_way: Callable[[], None]
-) -> TrackedRun:
+def _tracked_run(config: Config, folder: run.RunFolder, status: Callable[[str], None], notices: Notices) -> TrackedRun:
     """The MLflow run; a continued training continues its run."""
 
     def on_step(record: dict[str, Any]) -> None:
-        say_way()
+        _say(notices)
         tokens = record["num_tokens"] / record["seconds"]
-        status(f"step {record['step']}/{record['num_steps']}  loss {record['loss']:.3f}  {tokens:,.0f} tokens/s")
+        loss = "none" if record["loss"] is None else f"{record['loss']:.3f}"
+        status(f"step {record['step']}/{record['num_steps']}  loss {loss}  {tokens:,.0f} tokens/s")
 
     record = folder.path / "mlflow.json"
     run_id = json.loads(record.read_text())["run_id"] if record.is_file() else None
@@ -136,7 +157,8 @@ def _tracked_run(
     return tracked
 
 
-def _fit(config: Config, folder: run.RunFolder, job: TrainJob) -> None:
+def _fit(config: Config, folder: run.RunFolder, job: TrainJob) -> str:
+    """Train; returns why the workers stopped before the end, or nothing."""
     train = config.train
     trainer = TorchTrainer(
         train_loop_per_worker,
@@ -157,7 +179,7 @@ def _fit(config: Config, folder: run.RunFolder, job: TrainJob) -> None:
         ),
     )
     try:
-        trainer.fit()
+        return str(trainer.fit().return_value)
     except TrainingFailedError as error:
         raise RuntimeError(f"training failed: {error}") from error
 

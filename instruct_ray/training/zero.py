@@ -14,8 +14,10 @@ from torch.nn.utils import clip_grad_norm_
 from instruct_ray.config import TrainConfig
 
 
-def deepspeed_config(train: TrainConfig, packs_per_rank: int, world_size: int) -> dict[str, Any]:
-    """The DeepSpeed settings of a run."""
+def deepspeed_config(
+    train: TrainConfig, packs_per_rank: int, world_size: int, *, is_universal: bool = False
+) -> dict[str, Any]:
+    """The DeepSpeed settings of a run; `is_universal`: of one that continues from a universal checkpoint."""
     return {
         "train_micro_batch_size_per_gpu": 1,
         "gradient_accumulation_steps": packs_per_rank,
@@ -31,6 +33,7 @@ def deepspeed_config(train: TrainConfig, packs_per_rank: int, world_size: int) -
         },
         # torch's AdamW: nothing is compiled at run time.
         "zero_allow_untested_optimizer": True,
+        "checkpoint": {"load_universal": is_universal},
         "steps_per_print": 2**31,
     }
 
@@ -43,11 +46,19 @@ def _is_plain(train: TrainConfig) -> bool:
 class ZeroEngine:
     """A model and its optimizer, sharded over the ranks by DeepSpeed."""
 
-    def __init__(self, train: TrainConfig, packs_per_rank: int, world_size: int, load: Callable[[], nn.Module]) -> None:
+    def __init__(
+        self,
+        train: TrainConfig,
+        packs_per_rank: int,
+        world_size: int,
+        load: Callable[[], nn.Module],
+        *,
+        is_universal: bool = False,
+    ) -> None:
         deepspeed = _import_deepspeed(train.use_gpu)
         # On the process group that Ray made; ZeRO-3 needs it while the model is built.
         deepspeed.init_distributed()
-        config = deepspeed_config(train, packs_per_rank, world_size)
+        config = deepspeed_config(train, packs_per_rank, world_size, is_universal=is_universal)
         if train.zero_stage == 3:
             # Kept while the model is built (it is found by weak reference), so that no rank ever holds all of it.
             from transformers.integrations import HfDeepSpeedConfig  # noqa: PLC0415  (imports deepspeed)
@@ -61,6 +72,8 @@ class ZeroEngine:
         self.world_size = world_size
         self._is_plain, self._max_grad_norm = _is_plain(train), train.max_grad_norm
         self._plain_norm = torch.tensor(0.0)
+        if train.zero_stage == 3:
+            _look_at_every_gradient(self.engine.optimizer)
         self.device: torch.device = self.engine.device
 
     @property
@@ -80,6 +93,9 @@ class ZeroEngine:
         """Count one micro-batch; the last one of a step updates the weights."""
         if self._is_plain and self.engine.is_gradient_accumulation_boundary():
             self._plain_norm = clip_grad_norm_(self.engine.module.parameters(), self._max_grad_norm)
+            if not self._plain_norm.isfinite():
+                # Without gradients the optimizer does nothing.
+                self.engine.module.zero_grad(set_to_none=True)
         for group in self.engine.optimizer.param_groups:
             group["lr"] = learning_rate
         self.engine.step()
@@ -89,16 +105,20 @@ class ZeroEngine:
         """Norm of the last step's gradient over all parameters and ranks, before clipping."""
         return float(self._plain_norm if self._is_plain else self.engine.get_global_grad_norm())
 
-    def save(self, folder: Path, tag: str, state: dict[str, Any]) -> None:
-        """Write this rank's shards to a folder of its own, and `state` with them; all ranks call it."""
-        self.engine.save_checkpoint(folder, tag=tag, client_state=state, save_latest=False)
+    @property
+    def was_applied(self) -> bool:
+        """Whether the last step changed the weights: one whose gradient is no number does not, at any stage."""
+        return bool(self._plain_norm.isfinite()) if self._is_plain else bool(self.engine.was_step_applied())
 
-    def load(self, folder: Path, tag: str) -> dict[str, Any]:
-        """Restore from a folder with the shards of all ranks; returns the `state` that was saved."""
-        path, client_state = self.engine.load_checkpoint(folder, tag=tag)
+    def save(self, folder: Path, tag: str) -> None:
+        """Write this rank's shards to a folder of its own; all ranks call it."""
+        self.engine.save_checkpoint(folder, tag=tag, save_latest=False)
+
+    def load(self, folder: Path, tag: str) -> None:
+        """Restore from a folder with the shards of all ranks, or a universal one if the engine was made for that."""
+        path, _ = self.engine.load_checkpoint(folder, tag=tag)
         if path is None:
             raise FileNotFoundError(f"{folder}: no checkpoint {tag}")
-        return dict(client_state)
 
     def full_state_dict(self) -> dict[str, Tensor] | None:
         """The unsharded weights on rank 0, None elsewhere; all ranks call it."""
@@ -106,6 +126,16 @@ class ZeroEngine:
             state: dict[str, Tensor] | None = self.engine._zero3_consolidated_16bit_state_dict()
             return state
         return dict(self.engine.module.state_dict()) if self.engine.global_rank == 0 else None
+
+
+def _look_at_every_gradient(optimizer: Any) -> None:
+    """Let ZeRO-3 leave out steps whose gradient is no number, as the other stages do: it looks at fp16 ones only."""
+
+    def check(update_scale: bool = True) -> bool:
+        optimizer.check_overflow()
+        return bool(optimizer._loss_scale_update_and_overflow_cleanup() if update_scale else optimizer.overflow)
+
+    optimizer._overflow_check_and_loss_scale_update = check
 
 
 def _import_deepspeed(use_gpu: bool) -> Any:

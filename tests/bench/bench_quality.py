@@ -20,7 +20,7 @@ from torch.nn.utils import clip_grad_norm_
 
 from instruct_ray.config import TrainConfig
 from instruct_ray.data.packing import Example, pack
-from instruct_ray.training.loop import learning_rate_at
+from instruct_ray.training.schedule import learning_rate_at
 from tests.bench import machine
 from tests.bench.examples import examples_of, renderer_of, resolve_base
 from tests.bench.losses import Tuned

@@ -15,7 +15,7 @@ from instruct_ray.training import loop, trainer
 from jobs import runner
 
 
-def loop_from_memory(config: dict[str, Any]) -> None:
+def loop_from_memory(config: dict[str, Any]) -> str:
     """What a worker runs for `memory`: the real loop, but all packs are there before the first step begins."""
     streamed = loop.stream
 
@@ -23,7 +23,7 @@ def loop_from_memory(config: dict[str, Any]) -> None:
         yield from list(streamed(*args))
 
     loop.stream = from_memory  # type: ignore[assignment]
-    loop.train_loop_per_worker(config)
+    return loop.train_loop_per_worker(config)
 
 
 def main() -> None:

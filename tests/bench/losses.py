@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import AutoConfig
 
+from instruct_ray.config import TrainConfig
 from instruct_ray.data.packing import IGNORE_INDEX, Example, Pack
 from instruct_ray.training.attention import MaskLayout
 from instruct_ray.training.loss import pack_loss
@@ -30,7 +31,7 @@ class Tuned:
         config = AutoConfig.from_pretrained(base)
         implementation = packed_implementation(config, CPU)
         layout = MaskLayout.of(config, implementation, dtype)
-        return cls(load_model(base, None, dtype, 0, implementation), layout)
+        return cls(load_model(base, None, TrainConfig(), dtype, 0, implementation), layout)
 
     def packed(self, packs: Sequence[Pack]) -> Tensor:
         """Summed loss of the packs' trained tokens."""

@@ -22,7 +22,7 @@ def ours(job: dict[str, Any]) -> dict[str, Any]:
     from jobs import runner  # noqa: PLC0415
 
     runner.quiet()
-    runner.connect()
+    runner.connect_for_data()
     time.sleep(SETTLE)
     idle_at, began = time.time(), time.perf_counter()
     prepared = prepare(Config.model_validate(job["config"]), lambda: None)

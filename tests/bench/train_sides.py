@@ -86,8 +86,12 @@ def run_ours(task: Task, round_: str, options: argparse.Namespace) -> Timed:
 
 def run_trl(task: Task, round_: str, python: Path, settings: dict[str, Any]) -> Timed:
     """TRL on the same rows in as many steps."""
-    num_batches = -(-len(task.examples) // settings.get("per_device_train_batch_size", BATCH))
-    accumulation = -(-num_batches // task.num_steps)
+    # What TRL packs becomes about so many rows.
+    num_rows = -(-task.row_tokens // settings["max_length"]) if settings.get("packing") else len(task.examples)
+    # In as many steps as ours takes: batches no larger than asked for, all alike.
+    largest = settings.get("per_device_train_batch_size", BATCH)
+    accumulation = -(-num_rows // (task.num_steps * largest))
+    settings = settings | {"per_device_train_batch_size": -(-num_rows // (task.num_steps * accumulation))}
     answer = ask_trl(task, round_, python, {"kind": "train", "settings": settings, "accumulation": accumulation})
     if not settings.get("packing"):
         _check_steps("TRL", len(answer["seconds"]), task)

@@ -18,7 +18,7 @@ import yaml
 from jsonschema import Draft4Validator, Draft7Validator
 from ray.serve.schema import ServeDeploySchema
 
-from instruct_ray.config import load
+from instruct_ray.config_file import load
 from instruct_ray.serving.app import AppArgs
 
 ROOT = Path(__file__).parents[2]

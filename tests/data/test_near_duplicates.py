@@ -3,9 +3,10 @@
 import pickle
 import random
 
+import numpy as np
 import pytest
 
-from instruct_ray.data.near_duplicates import HeldOut
+from instruct_ray.data.near_duplicates import NUM_PERMUTATIONS, HeldOut, UInt32s, signature
 
 random_source = random.Random(0)
 WORDS = ["".join(random_source.choices("abcdefghij", k=5)) for _ in range(500)]
@@ -25,45 +26,59 @@ def changed(text: str, num_words: int) -> str:
     return " ".join(words)
 
 
+def hold_out(texts: list[str], threshold: float) -> HeldOut:
+    signatures: UInt32s = np.array([signature(text) for text in texts], np.uint32).reshape(-1, NUM_PERMUTATIONS)
+    return HeldOut(signatures, threshold)
+
+
 @pytest.fixture(scope="module")
 def held_out() -> HeldOut:
-    return HeldOut(TEXTS, 0.6)
+    return hold_out(TEXTS, 0.6)
 
 
 def test_equal_and_similar_texts_are_found(held_out: HeldOut) -> None:
-    assert all(held_out.resembles(text) for text in TEXTS)
+    assert held_out.resembling(TEXTS) == set(TEXTS)
     similar = [other for text in TEXTS if similarity(text, other := changed(text, 4)) > 0.7]
     assert len(similar) > 100
-    assert sum(held_out.resembles(text) for text in similar) >= 0.99 * len(similar)
+    assert len(held_out.resembling(similar)) >= 0.99 * len(similar)
 
 
 def test_other_texts_stay(held_out: HeldOut) -> None:
-    others = [changed(text, 25) for text in TEXTS]
-    assert not any(held_out.resembles(text) for text in others)
+    assert not held_out.resembling([changed(text, 25) for text in TEXTS])
 
 
 def test_the_threshold_decides() -> None:
     text = TEXTS[0]
     close = changed(text, 4)
     found = similarity(text, close)
-    assert HeldOut([text], found - 0.15).resembles(close)
-    assert not HeldOut([text], found + 0.15).resembles(close)
+    assert hold_out([text], found - 0.15).resembling([close])
+    assert not hold_out([text], found + 0.15).resembling([close])
 
 
 @pytest.mark.parametrize(
     ("text", "other", "resembles"), [("a", "a", True), ("a", "b", False), ("é", "é", True), ("abcde", "abcdf", False)]
 )
 def test_texts_of_one_piece_are_equal_or_not(text: str, other: str, resembles: bool) -> None:
-    assert HeldOut([text], 0.8).resembles(other) is resembles
+    assert bool(hold_out([text], 0.8).resembling([other])) is resembles
 
 
-def test_nothing_held_out_resembles_nothing() -> None:
-    assert not HeldOut([], 0.8).resembles("a")
+def test_nothing_resembles_nothing(held_out: HeldOut) -> None:
+    assert not hold_out([], 0.8).resembling(["a"])
+    assert not held_out.resembling([])
+
+
+def test_the_index_misses_nothing_that_comparing_all_finds(held_out: HeldOut) -> None:
+    texts = [changed(text, n % 12) for n, text in enumerate(TEXTS)]
+    signatures = np.array([signature(text) for text in TEXTS])
+    near = {text for text in texts if (signatures == signature(text)).mean(axis=1).max() >= 0.6}
+    found = held_out.resembling(texts)
+    assert found <= near
+    assert len(found) >= 0.99 * len(near)
 
 
 def test_it_answers_alike_in_another_process(held_out: HeldOut) -> None:
     again: HeldOut = pickle.loads(pickle.dumps(held_out))
     texts = [changed(text, n % 12) for n, text in enumerate(TEXTS)]
-    answers = [held_out.resembles(text) for text in texts]
-    assert [again.resembles(text) for text in texts] == answers
-    assert 0 < sum(answers) < len(answers)
+    found = held_out.resembling(texts)
+    assert again.resembling(texts) == found
+    assert 0 < len(found) < len(texts)

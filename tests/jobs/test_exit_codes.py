@@ -29,7 +29,7 @@ def refusal(
     """Run a job in-process that must be refused before Ray starts; returns what it said."""
 
     def run(job: object, *overrides: str, config: Path = config_file) -> str:
-        def start_ray() -> None:
+        def start_ray(min_cpus: int = 0) -> None:
             pytest.fail("Ray was started for input that is bad")
 
         monkeypatch.setattr(runner, "connect", start_ray)

@@ -8,7 +8,8 @@ from statistics import fmean
 import pytest
 
 from instruct_ray import base
-from instruct_ray.config import SourceConfig, load
+from instruct_ray.config import SourceConfig
+from instruct_ray.config_file import load
 from instruct_ray.data.reading.triples import Triple, parse
 from instruct_ray.data.rendering.templates import make_renderer
 

@@ -3,7 +3,7 @@
 import pytest
 
 from instruct_ray.config import TrainConfig
-from instruct_ray.training.loop import learning_rate_at
+from instruct_ray.training.schedule import learning_rate_at
 from instruct_ray.training.zero import deepspeed_config
 
 
@@ -13,6 +13,12 @@ def test_the_learning_rate_rises_then_falls_to_zero() -> None:
     assert rates[:3] == [0.5, 1.0, 1.0]
     assert rates[2:] == sorted(rates[2:], reverse=True)
     assert 0 < rates[-1] < 0.1
+
+
+@pytest.mark.parametrize(("schedule", "expected"), [("linear", [1.0, 0.75, 0.5, 0.25]), ("constant", [1.0] * 4)])
+def test_other_schedules(schedule: str, expected: list[float]) -> None:
+    train = TrainConfig.model_validate({"learning_rate": 1.0, "warmup_fraction": 0.0, "schedule": schedule})
+    assert [learning_rate_at(step, 4, train) for step in range(4)] == expected
 
 
 def test_one_step_and_no_warm_up_are_fine() -> None:

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from peft.tuners.lora import LoraLayer
 from transformers import (
     BloomConfig,
     CLIPConfig,
@@ -27,10 +28,13 @@ from transformers import (
     xLSTMConfig,
 )
 
+from instruct_ray.config import LoraConfig, TrainConfig
 from instruct_ray.errors import InputError
 from instruct_ray.training.model import (
     aux_loss_coef,
+    check_lora_targets,
     check_trainable,
+    load_model,
     packed_implementation,
     packing_obstacle,
     plain_implementation,
@@ -121,3 +125,52 @@ def test_what_cannot_be_trained_is_refused(config: PreTrainedConfig, words: str,
     config.save_pretrained(tmp_path)
     with pytest.raises(InputError, match=words):
         check_trainable(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["llama", "gpt2"])
+def test_lora_targets_are_checked_by_name(name: str) -> None:
+    known = {"llama": ["q_proj", "down_proj"], "gpt2": ["c_attn"]}[name]
+    check_lora_targets(CONFIGS[name], known)
+    with pytest.raises(InputError, match=rf"model\.lora\.targets: {name} has no lm_head, query, only .*{known[0]}"):
+        check_lora_targets(CONFIGS[name], [*known, "query", "lm_head"])
+
+
+def load(base: Path, lora: LoraConfig | None = None, **train: object) -> torch.nn.Module:
+    return load_model(base, lora, TrainConfig.model_validate(train), torch.float32, 0, "sdpa")
+
+
+def test_adapters_go_where_they_are_asked_to(base_folder: Path) -> None:
+    def adapted(lora: LoraConfig) -> set[str]:
+        names = (name for name, weight in load(base_folder, lora).named_parameters() if weight.requires_grad)
+        return {match[1] for name in names if (match := re.search(r"(\w+)\.lora_A", name))}
+
+    assert adapted(LoraConfig(targets=("q_proj", "v_proj"))) == {"q_proj", "v_proj"}
+    assert {"q_proj", "down_proj"} < adapted(LoraConfig())
+    assert "lm_head" not in adapted(LoraConfig())
+
+
+def test_rank_stabilised_adapters_are_scaled_by_the_root(base_folder: Path) -> None:
+    for rslora, scale in ((False, 8 / 16), (True, 8 / 4)):
+        model = load(base_folder, LoraConfig(rank=16, alpha=8, rslora=rslora))
+        scales = {module.scaling["default"] for module in model.modules() if isinstance(module, LoraLayer)}
+        assert scales == {scale}
+
+
+def test_dora_trains_magnitudes(base_folder: Path) -> None:
+    names = [
+        name for name, weight in load(base_folder, LoraConfig(dora=True)).named_parameters() if weight.requires_grad
+    ]
+    assert any("magnitude" in name for name in names)
+
+
+@pytest.mark.parametrize("lora", [None, LoraConfig(rank=4)])
+def test_activation_checkpointing_changes_no_gradient(base_folder: Path, lora: LoraConfig | None) -> None:
+    gradients = []
+    for is_on in (False, True):
+        model = load(base_folder, lora, activation_checkpointing=is_on)
+        ids = torch.arange(5, 25)[None]
+        model(input_ids=ids, labels=ids).loss.backward()
+        gradients.append({n: w.grad for n, w in model.named_parameters() if w.grad is not None})
+    assert gradients[0].keys() == gradients[1].keys()
+    for name, gradient in gradients[0].items():
+        torch.testing.assert_close(gradients[1][name], gradient, rtol=1e-5, atol=1e-7)

@@ -157,6 +157,70 @@ def test_a_checkpoint_of_another_contract_is_refused(
     assert not RunFolder.of(config).model.exists()
 
 
+def test_a_damaged_checkpoint_is_named_and_the_one_before_it_used(
+    make_config: Callable[..., Config], killed_and_not: tuple[Config, Config], caplog: pytest.LogCaptureFixture
+) -> None:
+    whole = killed_and_not[0]
+    train = {**STEPS, "learning_rate": 1e-3, "num_workers": 2, "zero_stage": 2}
+    config = make_config(run={"name": "damaged"}, train=train)
+    folder = RunFolder.of(config)
+    shutil.copytree(RunFolder.of(whole).path, folder.path, ignore=shutil.ignore_patterns("model", "mlflow.json"))
+    # Pinned by what was copied; the run's name is not.
+    record = json.loads((folder.path / "config.json").read_text())
+    record["run"]["name"] = "damaged"
+    (folder.path / "config.json").write_text(json.dumps(record))
+    newest = max(folder.train.glob("checkpoint-*"))
+    shard = sorted(newest.rglob("*optim_states.pt"))[1]
+    content = bytearray(shard.read_bytes())
+    content[len(content) // 2] ^= 1
+    shard.write_bytes(content)
+    (folder.train / "checkpoint_manager_snapshot.json").write_text('{"half": ')
+    tune(config, say_nothing, no_start)
+    assert f"{shard} holds other bytes than were written" in caplog.text
+    assert "checkpoint_manager_snapshot.json is damaged" in caplog.text
+    expected, found = weights_of(whole), weights_of(config)
+    assert all(torch.equal(found[name], tensor) for name, tensor in expected.items())
+    assert [line["loss"] for line in metrics_of(config)] == [line["loss"] for line in metrics_of(whole)]
+
+
+@pytest.mark.parametrize(
+    ("stage", "before", "after"),
+    [(2, 2, 1), *(pytest.param(*case, marks=pytest.mark.slow) for case in ((1, 1, 2), (3, 2, 3), (0, 2, 1)))],
+)
+def test_a_run_continues_on_another_number_of_workers(
+    make_config: Callable[..., Config], stage: int, before: int, after: int
+) -> None:
+    train = {
+        **STEPS,
+        "epochs": 2,
+        "zero_stage": stage,
+        "precision": "fp32",
+        "learning_rate": 1e-3,
+        "checkpoint_every": 2,
+    }
+    whole = make_config(run={"name": "whole"}, train={**train, "num_workers": after})
+    prepare(whole, no_start)
+    tune(whole, say_nothing, no_start)
+
+    stopped = make_config(run={"name": "resized"}, train={**train, "num_workers": before})
+    prepare(stopped, no_start)
+    tune(stopped, say_nothing, no_start)
+    folder = RunFolder.of(stopped)
+    # As if it had been killed after its first checkpoint of the two that are kept.
+    shutil.rmtree(folder.model)
+    shutil.rmtree(max(folder.train.glob("checkpoint-*")))
+    resized = make_config(run={"name": "resized"}, train={**train, "num_workers": after})
+    tune(resized, say_nothing, no_start)
+
+    losses = [[line["loss"] for line in metrics_of(config)] for config in (whole, resized)]
+    assert losses[1] == pytest.approx(losses[0], rel=1e-4)
+    assert [line["step"] for line in metrics_of(resized)] == list(range(1, len(losses[0]) + 1))
+    expected, found = weights_of(whole), weights_of(resized)
+    for name, tensor in expected.items():
+        torch.testing.assert_close(found[name], tensor, rtol=1e-3, atol=1e-5)
+    assert not (folder.train / ".universal").exists()
+
+
 def test_tuning_before_preparing_is_refused(make_config: Callable[..., Config]) -> None:
     with pytest.raises(InputError, match=r"no prepared packs; run `python -m jobs.prepare`"):
         tune(make_config(), say_nothing, no_start)

@@ -34,6 +34,8 @@ class ChatTemplate:
             self._template: Template = _compile_jinja_template(source)
         except TemplateError as error:
             raise InputError(f"the chat template is none: {error}") from None
+        # What jinja chains, once copied instead of looked up for every chat.
+        self._template.globals = dict(self._template.globals)
         self._variables = {
             **tokenizer.special_tokens_map,
             "tools": None,
