@@ -33,6 +33,8 @@ def refusal(
             pytest.fail("Ray was started for input that is bad")
 
         monkeypatch.setattr(runner, "connect", start_ray)
+        # The cluster of the other tests stays.
+        monkeypatch.setattr(runner, "disconnect", lambda: None)
         monkeypatch.setattr(sys, "argv", ["job", "--config", str(config), *overrides])
         with pytest.raises(SystemExit) as stopped:
             runner.run(job.main, job.__doc__)
