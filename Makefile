@@ -5,14 +5,15 @@ VENV := .venv
 RUN := $(VENV)/bin/python
 READY := $(VENV)/.ready
 DEMO_OUT ?= runs/demo
-BENCH ?= tokens train quality prepare feed
+DRILL ?=
+BENCH ?= tokens train quality prepare feed ray checkpoint
 INSTALL := $(VENV)/bin/pip install --disable-pip-version-check --progress-bar off
 # Runs a command with a sign of life every few seconds and its last lines if it fails.
 shown = $(1) > $(VENV)/install.log 2>&1 & pid=$$!; seconds=0; \
 	while kill -0 $$pid 2> /dev/null; do sleep 4; seconds=$$((seconds + 4)); echo "installing ($$seconds s)"; done; \
 	wait $$pid || { tail -5 $(VENV)/install.log; exit 1; }
 
-.PHONY: help demo test test-faults bench check format lock clean
+.PHONY: help demo test test-faults drill bench check format lock clean
 
 help:  ## list the commands
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -32,8 +33,11 @@ demo: $(READY)  ## tune a real model on two cores and ask it over a real endpoin
 test: $(READY)  ## prove it: every module, and the whole way on a tiny model
 	@$(RUN) -m pytest -m "not slow"
 
-test-faults: $(READY)  ## the tests that take minutes each: other numbers of workers, stops
+test-faults: $(READY)  ## the tests that take minutes each: kills, lost nodes, full disks, damage, stops
 	@$(RUN) -m pytest -m slow
+
+drill: $(READY)  ## break runs in every way we know and print what it cost; DRILL="F1 F9" for some
+	@$(RUN) -m tests.drill $(DRILL)
 
 bench: $(READY)  ## measure against peers, for hours on a quiet machine; BENCH=train for one, see tests/bench
 	@set -e; for name in $(BENCH); do $(RUN) -m tests.bench.bench_$$name; done

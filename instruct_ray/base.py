@@ -4,6 +4,7 @@ import hashlib
 import importlib.util
 import io
 import json
+import shutil
 from contextlib import redirect_stderr
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +16,9 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GgufCo
 
 from instruct_ray.config import Config
 from instruct_ray.errors import InputError
-from instruct_ray.run import complete_folder, write_json
+from instruct_ray.run import MODEL_RECORD, RunFolder, complete_folder, write_json
+from instruct_ray.tracking.client import existing_registry
+from instruct_ray.versions import Versions
 
 WEIGHTS = "*.safetensors"
 # No pickles, no code: safetensors, configuration and tokenizer only.
@@ -23,39 +26,113 @@ HUB_FILES = [WEIGHTS, "*.json", "*.jinja", "*.model", "merges.txt", "vocab.txt"]
 DIGEST_FILE = "base.json"
 
 
+ADAPTER_CONFIG = "adapter_config.json"
+VERSION = "models:/"
+# In a run's folder: which version an alias meant when its packs were made.
+VERSION_RECORD = "base_version.json"
+
+
 @dataclass(frozen=True)
 class Base:
     """A base model on disk."""
 
     name: str
-    """What the configuration called it."""
+    """What the configuration called it; a version by its number."""
     folder: Path
     """Safetensors, configuration and tokenizer."""
     digest: str
-    """sha256 over its weights, configuration and tokenizer."""
+    """sha256 over its weights, configuration and tokenizer, and those of the adapter."""
+    folder_digest: str
+    """Of the folder alone."""
+    adapter: Path | None = None
+    """The folder of an earlier run's adapter on top, which is trained on."""
+
+    @property
+    def start(self) -> Path:
+        """What a run starts from: the folder that answers as the model does before it is tuned."""
+        return self.adapter or self.folder
 
 
 def resolve(config: Config) -> Base:
     """Find the base model, fetching or converting it once into `{run.storage}/bases`.
 
     Raises:
-        InputError: there is no such folder, package or hub model, or it holds no safetensors.
+        InputError: there is no such folder, package, version or hub model, it holds no safetensors, or it is an adapter
+            whose own base is not what it was.
     """
     cache = config.run.storage / "bases"
     name = config.model.base
     if name.startswith("package:"):
         folder = _from_package(name.removeprefix("package:"), cache)
+    elif name.startswith(VERSION):
+        name, folder = _from_registry(config, cache)
     elif Path(name).expanduser().is_dir():
         folder = Path(name).expanduser().absolute()
     elif name.startswith((".", "/", "~")):
         raise InputError(f"model.base: no folder {name}")
     else:
         folder = _from_hub(name, cache)
+    is_adapter = (folder / ADAPTER_CONFIG).is_file()
+    if config.model.random_init is not None and (is_adapter or name.startswith(VERSION)):
+        raise InputError(f"model.random_init: {name} is trained on as it is; leave random_init out")
+    if is_adapter:
+        return _with_adapter(name, folder, cache)
     if config.model.random_init is not None:
         folder = _random(folder, config.model.random_init, config.run.seed, cache)
     if not (folder / "config.json").is_file() or not any(folder.glob(WEIGHTS)):
         raise InputError(f"model.base: {folder} has no config.json or no safetensors; give a Hugging Face model folder")
-    return Base(name, folder, _digest(folder, remember=folder.parent == cache))
+    digest = _digest(folder, remember=folder.parent == cache)
+    return Base(name, folder, digest, digest)
+
+
+def remember(config: Config, base: Base) -> None:
+    """Tie a run to the version that it starts from: an alias moves, at the latest when the run itself is registered."""
+    if config.model.base.startswith(VERSION):
+        record = {"reference": config.model.base, "version": base.name, "folder": base.start.name}
+        write_json(RunFolder.of(config).path / VERSION_RECORD, record)
+
+
+def _from_registry(config: Config, cache: Path) -> tuple[str, Path]:
+    """(the version by its number, its files)."""
+    reference, record = config.model.base, RunFolder.of(config).path / VERSION_RECORD
+    known: dict[str, str] = json.loads(record.read_text()) if record.is_file() else {}
+    if known and known["reference"] == reference:
+        reference, folder = known["version"], cache / known["folder"]
+        if folder.is_dir():
+            return reference, folder
+    versions = Versions(existing_registry(config))
+    version = versions.resolve(reference)
+    # A registry that was begun anew counts from 1 again.
+    source = hashlib.sha256(version.source.encode()).hexdigest()[:8]
+    target = cache / f"version-{version.name}-{version.number}-{source}"
+    if not target.is_dir():
+        with complete_folder(target) as unfinished:
+            download = unfinished / ".download"
+            download.mkdir()
+            shutil.copytree(versions.copy(version, download), unfinished, dirs_exist_ok=True)
+            shutil.rmtree(download)
+    return version.reference, target
+
+
+def _with_adapter(name: str, adapter: Path, cache: Path) -> Base:
+    """An adapter that an earlier run left, on the base that it was trained on."""
+    try:
+        record = json.loads((adapter / MODEL_RECORD).read_text())
+        folder, expected = Path(record["base_folder"]), record["base_folder_digest"]
+    except FileNotFoundError:
+        raise InputError(f"model.base: {adapter} is no adapter of this system: it has no {MODEL_RECORD}") from None
+    except (ValueError, KeyError, TypeError):
+        raise InputError(f"model.base: {adapter / MODEL_RECORD} is damaged") from None
+    if not folder.is_dir():
+        raise InputError(f"model.base: the adapter {adapter} belongs to the model in {folder}, which is not there")
+    found = _digest(folder, remember=folder.parent == cache)
+    if found != expected:
+        raise InputError(
+            f"model.base: the adapter {adapter} was trained on {expected[:12]}, {folder} now holds {found[:12]}"
+        )
+    files = [[file.name, _file_digest(file)] for file in sorted([*adapter.glob(WEIGHTS), adapter / ADAPTER_CONFIG])]
+    digest = hashlib.sha256(json.dumps([found, *files]).encode()).hexdigest()
+    return Base(name, folder, digest, found, adapter)
 
 
 def _from_package(package: str, cache: Path) -> Path:

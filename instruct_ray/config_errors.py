@@ -16,7 +16,8 @@ def explain(error: ValidationError, model: type[BaseModel]) -> str:
         return f"unknown key {key}" + (f"; did you mean {close[0]}?" if close else "")
     if problem["type"] == "missing":
         return f"{key} is missing"
-    return f"{key}: {problem['msg']}"
+    # What concerns several sections has no key.
+    return f"{key}: {problem['msg']}" if key else str(problem["msg"])
 
 
 def _siblings(location: tuple[int | str, ...], model: type[BaseModel]) -> list[str]:

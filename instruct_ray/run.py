@@ -21,10 +21,19 @@ OPERATIONAL_KEYS = frozenset(
         "train.num_workers",
         "train.cpus_per_worker",
         "train.use_gpu",
+        "train.offload.optimizer",
+        "train.offload.parameters",
+        "train.wait_for_nodes",
         "train.max_failures",
         "train.checkpoint_every",
         "train.num_checkpoints",
         "train.max_nonfinite_steps",
+        "train.validation.num_cpus",
+        "train.validation.num_gpus",
+        "train.loss_spike",
+        "train.loss_spike.factor",
+        "train.loss_spike.num_steps",
+        "train.loss_spike.window",
     }
 )
 
@@ -54,6 +63,11 @@ class RunFolder:
         return self.path / "test.jsonl"
 
     @property
+    def validation(self) -> Path:
+        """The rows held out to compare checkpoints."""
+        return self.path / "validation.jsonl"
+
+    @property
     def train(self) -> Path:
         """Ray Train's folder: checkpoints and its own state."""
         return self.path / "train"
@@ -62,6 +76,16 @@ class RunFolder:
     def metrics(self) -> Path:
         """One JSON line per optimizer step."""
         return self.path / "metrics.jsonl"
+
+    @property
+    def scores(self) -> Path:
+        """What validation said of each checkpoint, and the best model."""
+        return self.path / "validation"
+
+    @property
+    def scored(self) -> Path:
+        """One JSON line per validated checkpoint."""
+        return self.scores / "scores.jsonl"
 
     @property
     def model(self) -> Path:

@@ -2,7 +2,7 @@
 
 from instruct_ray.config import Config
 from instruct_ray.console import Status
-from instruct_ray.tracking import tracking_uri
+from instruct_ray.tracking.client import tracking_uri
 from jobs import runner
 
 

@@ -6,20 +6,31 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
-from instruct_ray.config import Config
+from instruct_ray.config import Config, TrainConfig
 from instruct_ray.config_file import load
 from instruct_ray.errors import exit_codes, unwind_on_sigterm
 
 # Fewer cores than training workers plus data tasks would leave Ray Data waiting for a CPU for ever.
 MIN_LOCAL_CPUS = 4
+# Beside training workers, for data and for what is evaluated meanwhile.
+SPARE_CPUS = 2
 
 
 def run(job: Callable[[Config], None], description: str | None) -> None:
     """Run a job from the command line: `--config FILE [section.key=value …]`."""
+    run_parsed(parser(description).parse_args(), job)
+
+
+def parser(description: str | None) -> argparse.ArgumentParser:
+    """What every job's command line has."""
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--config", type=Path, required=True, help="YAML file, see jobs/configs")
     parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="values that replace the file's")
-    arguments = parser.parse_args()
+    return parser
+
+
+def run_parsed(arguments: argparse.Namespace, job: Callable[[Config], None]) -> None:
+    """Run a job with the config that its command line names."""
     quiet()
     with exit_codes():
         config = load(arguments.config, arguments.overrides)
@@ -50,11 +61,18 @@ def connect(min_cpus: int = MIN_LOCAL_CPUS) -> None:
         return
     options = {"log_to_driver": False, "logging_level": logging.ERROR}
     if os.environ.get("RAY_ADDRESS"):
+        # The Train tab of the cluster's dashboard; the one that is started here has none.
+        os.environ.setdefault("RAY_TRAIN_ENABLE_STATE_TRACKING", "1")
         ray.init(**options)
     else:
         ray.init(num_cpus=max(min_cpus, os.cpu_count() or 1), include_dashboard=False, **options)
     ray.data.DataContext.get_current().enable_progress_bars = False
     unwind_on_sigterm()
+
+
+def connect_for_training(train: TrainConfig) -> None:
+    """Like `connect`, to a local cluster that counts enough CPUs for the workers; they take turns on fewer cores."""
+    connect(min_cpus=max(MIN_LOCAL_CPUS, train.max_workers * train.cpus_per_worker + SPARE_CPUS))
 
 
 def connect_for_data() -> None:

@@ -9,7 +9,7 @@ from instruct_ray.config import Config
 from instruct_ray.console import Status
 from instruct_ray.errors import InputError
 from instruct_ray.registry.versions import Registry
-from instruct_ray.tracking import existing_registry, tracking_uri
+from instruct_ray.tracking.client import existing_registry, tracking_uri
 from jobs import runner
 
 

@@ -99,7 +99,7 @@ def _tell(config: Config, path: Path) -> dict[str, object]:
 def _ask_base(config: Config, status: Callable[[str], None]) -> str:
     status("loading")
     renderer = load_renderer(RunFolder.of(config).model)
-    engine = start_engine(base.resolve(config).folder, renderer.contract, config.serving)
+    engine = start_engine(base.resolve(config).start, renderer.contract, config.serving)
     prompt = renderer.prompt([{"role": "user", "content": PROMPT}])
     completions, _ = ray.get(engine.answer.remote([prompt], Sampling(MAX_TOKENS)))
     ray.kill(engine)

@@ -1,5 +1,7 @@
 """packs -> model.    python -m jobs.tune --config jobs/configs/incidents.yaml"""
 
+from functools import partial
+
 from instruct_ray.config import Config
 from instruct_ray.console import Status
 from jobs import runner
@@ -9,10 +11,10 @@ def main(config: Config) -> None:
     """Train and export the model of a run."""
     with Status("tune") as status:
         status("loading libraries")
-        from instruct_ray.training.trainer import tune  # noqa: PLC0415  (seconds: here it is not silent)
+        from instruct_ray.evidence.validation import scorer  # noqa: PLC0415  (seconds: here it is not silent)
+        from instruct_ray.training.trainer import tune  # noqa: PLC0415  (the same)
 
-        status(f"starting {config.train.num_workers} worker(s), ZeRO-{config.train.zero_stage}")
-        tuned = tune(config, status, runner.connect)
+        tuned = tune(config, status, partial(runner.connect_for_training, config.train), scorer(config))
     print(f"{'already tuned' if tuned.already_done else 'tuned'} -> {tuned.folder}")
 
 

@@ -1,6 +1,7 @@
 """The operator's desk (promote and rollback are tested on a real registry in jobs/test_way.py)."""
 
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -68,3 +69,27 @@ def test_bad_input_is_one_line_and_exit_code_2(
     said = capsys.readouterr().err
     assert said.count("\n") == 1
     assert said.startswith("error: ") and message in said
+
+
+def doctor(config_file: Path, *overrides: str) -> subprocess.CompletedProcess[str]:
+    code = "from instruct_ray.cli import main; main()"
+    command = [sys.executable, "-c", code, "doctor", "--config", str(config_file), *overrides]
+    environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
+    return subprocess.run(command, capture_output=True, text=True, timeout=240, env=environment)
+
+
+def test_the_doctor_says_what_would_come_of_it(config_file: Path) -> None:
+    # More workers than the machine may have cores: the local cluster counts enough.
+    done = doctor(config_file, "train.num_workers=6")
+    assert done.returncode == 0, done.stderr[-2000:]
+    said = " ".join(done.stdout.split())
+    assert "placement fine 6 worker(s) on 1 of 1 node(s)" in said
+    assert "memory fine 6 worker(s) on " in said
+    assert "packs note not prepared yet" in said
+
+
+def test_the_doctor_refuses_what_can_not_work(config_file: Path) -> None:
+    done = doctor(config_file, "train.use_gpu=true", "train.num_workers=64")
+    assert done.returncode == 2, done.stderr[-2000:]
+    assert "placement refused" in " ".join(done.stdout.split())
+    assert done.stderr.splitlines()[-1].startswith("error: placement: 64 worker(s) of 1 CPU and 1 GPU beside 1 CPU")

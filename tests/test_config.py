@@ -55,6 +55,7 @@ def test_paths_become_absolute(config_file: Path) -> None:
         ("train.learing_rate=1", "unknown key train.learing_rate; did you mean learning_rate?"),
         ("model.lora.rnk=1", "unknown key model.lora.rnk; did you mean rank?"),
         ("nonsense.key=1", "unknown key nonsense"),
+        ("train.offload.parameters=true", "train: Value error, offload.parameters needs zero_stage 3"),
         ("train.zero_stage=4", "train.zero_stage: Input should be 0, 1, 2 or 3"),
         ("run.name=../x", "run.name: String should match"),
         ("run.storage=s3://bucket/x", "run.storage: Value error, needs a folder"),
@@ -62,6 +63,9 @@ def test_paths_become_absolute(config_file: Path) -> None:
         ("run.name.first=1", "name is a value, not a section"),
         ("train.epochs=[", "the value is not YAML"),
         ("data.sources=[]", "data.sources: "),
+        ("data.validation_fraction=0.95", "test_fraction and validation_fraction together leave no row"),
+        ("train.validation={}", "train.validation needs data.validation_fraction above 0"),
+        ("train.validation={metric: accuracy, num_answers: 0}", "metric: accuracy needs num_answers above 0"),
         ("data.sources=[{path: a, weigth: 2}]", "unknown key data.sources.0.weigth; did you mean weight?"),
         ("data.sources=[{path: a, columns: {question: q}}]", "data.sources.0.columns.question.[key]: Input should be"),
     ],
@@ -69,6 +73,24 @@ def test_paths_become_absolute(config_file: Path) -> None:
 def test_bad_overrides_are_named(config_file: Path, override: str, message: str) -> None:
     with pytest.raises(InputError, match=re.escape(message)):
         load(config_file, [override])
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["train.zero_stage=0", "train.offload.optimizer=true"], "offload.optimizer needs zero_stage 1, 2 or 3"),
+        (["train.zero_stage=2", "train.offload.parameters=true"], "offload.parameters needs zero_stage 3"),
+        (["train.zero_stage=3", "train.compile=true"], "compile needs zero_stage 0, 1 or 2"),
+    ],
+)
+def test_what_train_can_not_combine_is_refused(config_file: Path, overrides: list[str], message: str) -> None:
+    with pytest.raises(InputError, match=re.escape(f"train: Value error, {message}")):
+        load(config_file, overrides)
+
+
+def test_what_sections_can_not_combine_is_refused(config_file: Path) -> None:
+    with pytest.raises(InputError, match=r"yaml: Value error, model.lora.quantize needs train.zero_stage 0, 1 or 2"):
+        load(config_file, ["model.lora.quantize=4bit", "train.zero_stage=3"])
 
 
 @pytest.mark.parametrize(
@@ -82,6 +104,19 @@ def test_bad_files_are_named(tmp_path: Path, text: str, message: str) -> None:
         load(path)
     assert str(path) in str(error.value)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(("value", "bounds"), [("2", (2, 2)), ("[1, 4]", (1, 4)), ("[3, 3]", (3, 3))])
+def test_the_number_of_workers_is_fixed_or_elastic(config_file: Path, value: str, bounds: tuple[int, int]) -> None:
+    train = load(config_file, [f"train.num_workers={value}"]).train
+    assert (train.min_workers, train.max_workers) == bounds
+    assert train.is_elastic == value.startswith("[")
+
+
+@pytest.mark.parametrize("value", ["0", "[0, 2]", "[4, 1]", "[1, 2, 3]", "many"])
+def test_a_bad_number_of_workers_is_named(config_file: Path, value: str) -> None:
+    with pytest.raises(InputError, match=r"train\.num_workers"):
+        load(config_file, [f"train.num_workers={value}"])
 
 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:

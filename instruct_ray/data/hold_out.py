@@ -1,25 +1,27 @@
-"""Between the passes of prepare: the held-out rows of all tasks -> one file of them without duplicates."""
+"""Between the passes of prepare: the held-out rows of all tasks -> a file for each use, without duplicates."""
 
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TextIO
 
 import numpy as np
 
 from instruct_ray.data.ledger import Entry, Fate, Ledger
 from instruct_ray.data.near_duplicates import NUM_PERMUTATIONS, UInt32s
-from instruct_ray.data.spool import read_test_rows
+from instruct_ray.data.reading.triples import HeldOutSide
+from instruct_ray.data.spool import read_held_out_rows
 
-# In the unfinished folder, until the run's own is written.
+# In the unfinished folder, until the run's own are written.
 TEST_ROWS = "test.jsonl"
+VALIDATION_ROWS = "validation.jsonl"
 
 
 @dataclass(frozen=True)
 class HoldOut:
     """What was held out."""
 
-    num_rows: int
     num_cut: int
     fates: Counter[str]
     signatures_NP: UInt32s
@@ -27,24 +29,26 @@ class HoldOut:
 
 
 def hold_out(spool: Path, files: Sequence[str], folder: Path) -> HoldOut:
-    """Write `test.jsonl` and the ledger of its rows, a piece at a time."""
+    """Write `test.jsonl`, `validation.jsonl` and the ledger of their rows, a piece at a time."""
     seen: set[bytes] = set()
     signatures: dict[bytes, None] = {}
     fates: Counter[str] = Counter()
     num_cut = 0
-    with (folder / TEST_ROWS).open("w") as lines:
-        for number, rows in enumerate(read_test_rows(spool)):
+    with (folder / TEST_ROWS).open("w") as test, (folder / VALIDATION_ROWS).open("w") as validation:
+        files_of: dict[HeldOutSide, TextIO] = {"test": test, "validation": validation}
+        for number, rows in enumerate(read_held_out_rows(spool)):
             ledger = Ledger(files)
             for row in rows:
-                fate: Fate = "duplicate" if row.content in seen else "test"
+                fate: Fate = "duplicate" if row.content in seen else row.side
                 ledger.add(Entry(row.row_id, row.digest, fate, num_tokens=row.num_tokens, was_cut=row.was_cut))
-                if fate == "test":
-                    seen.add(row.content)
-                    lines.write(row.triple + "\n")
-                    if row.signature:
-                        signatures[row.signature] = None
-            ledger.write(folder / "ledger" / f"test-{number:06d}.parquet")
+                if fate == "duplicate":
+                    continue
+                seen.add(row.content)
+                files_of[row.side].write(row.triple + "\n")
+                if row.signature:
+                    signatures[row.signature] = None
+            ledger.write(folder / "ledger" / f"held-out-{number:06d}.parquet")
             fates.update(ledger.counts)
             num_cut += ledger.num_cut
     values = np.frombuffer(b"".join(signatures), np.uint32).reshape(-1, NUM_PERMUTATIONS)
-    return HoldOut(len(seen), num_cut, fates, values)
+    return HoldOut(num_cut, fates, values)

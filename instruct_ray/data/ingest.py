@@ -23,7 +23,7 @@ from instruct_ray.data.reading.usable import MAX_NAMED_ROWS
 from instruct_ray.data.rendering.contract import Contract
 from instruct_ray.data.rendering.fitting import Fitted, TooLong, fit
 from instruct_ray.data.rendering.renderer import Renderer
-from instruct_ray.data.spool import Row, TestRow, write_piece, write_test_rows
+from instruct_ray.data.spool import HeldOutRow, Row, write_held_out_rows, write_piece
 from instruct_ray.data.statistics import countable
 
 # Rows tokenised together, and rows held before they are written: both bound memory, whatever the size of the data.
@@ -113,7 +113,7 @@ class _Task:
         self.num_pieces = 0
         self.shards: list[list[Row]] = [[] for _ in range(job.num_shards)]
         self.num_held = 0
-        self.test: list[TestRow] = []
+        self.held_out: list[HeldOutRow] = []
 
     def add(self, records: Sequence[Record]) -> None:
         """Take records to a shard, the held-out side, or the ledger."""
@@ -139,7 +139,7 @@ class _Task:
                 self.ledger.add(Entry(row_id, digest, "too_long", num_tokens=result.num_tokens))
             else:
                 self._keep(row_id, digest, result)
-        if self.num_held + len(self.test) >= ROWS_PER_PIECE:
+        if self.num_held + len(self.held_out) >= ROWS_PER_PIECE:
             self._write_piece()
 
     def finish(self) -> Ingested:
@@ -157,10 +157,13 @@ class _Task:
 
     def _keep(self, row_id: str, digest: bytes, fitted: Fitted) -> None:
         triple, content = fitted.triple, fitted.triple.content_digest
-        if fitted.original.is_test(self.job.data.test_fraction):
+        side = fitted.original.side(self.job.data.test_fraction, self.job.data.validation_fraction)
+        if side != "train":
             mark = b"" if self.job.data.near_duplicates is None else signature(triple.split_key).tobytes()
             line = json.dumps(triple.dump(), ensure_ascii=False)
-            self.test.append(TestRow(row_id, digest, content, fitted.num_tokens, fitted.was_cut, line, mark))
+            self.held_out.append(
+                HeldOutRow(row_id, side, digest, content, fitted.num_tokens, fitted.was_cut, line, mark)
+            )
             return
         copies = num_copies(self.source.weight, self.job.seed, row_id)
         if not copies:
@@ -179,10 +182,10 @@ class _Task:
         name = f"{self.chunk.number:06d}-{self.num_pieces:04d}.arrow"
         if self.num_held:
             write_piece(self.job.spool / f"piece-{name}", self.shards)
-        if self.test:
-            write_test_rows(self.job.spool / f"test-{name}", self.test)
+        if self.held_out:
+            write_held_out_rows(self.job.spool / f"held-out-{name}", self.held_out)
         self.shards = [[] for _ in range(self.job.num_shards)]
-        self.test, self.num_held = [], 0
+        self.held_out, self.num_held = [], 0
         self.num_pieces += 1
 
 

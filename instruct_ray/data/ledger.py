@@ -14,7 +14,8 @@ from instruct_ray.errors import InputError
 
 Fate = Literal[
     "trained",  # in the packs
-    "test",  # held out
+    "test",  # held out for evidence
+    "validation",  # held out to compare checkpoints
     "duplicate",  # equal to an earlier row, which stands for it
     "near_duplicate",  # resembles a held-out row too much to be trained on
     "too_long",  # longer than data.max_tokens or a pack
@@ -75,8 +76,8 @@ class Ledger:
 
     @property
     def num_cut(self) -> int:
-        """Rows trained or tested with an input that was cut."""
-        return sum(entry.was_cut and entry.fate in ("trained", "test") for entry in self._entries)
+        """Rows trained on or held out with an input that was cut."""
+        return sum(entry.was_cut and entry.fate in ("trained", "test", "validation") for entry in self._entries)
 
     def write(self, path: Path) -> None:
         """Write the entries as Parquet."""

@@ -17,11 +17,11 @@ from typing import Any
 import ray
 
 from instruct_ray import base, run
-from instruct_ray.config import Config
+from instruct_ray.config import Config, DataConfig
 from instruct_ray.data import ledger
 from instruct_ray.data.assemble import Assemble, Assembled, assemble
 from instruct_ray.data.dataset import MANIFEST, PackedDataset, shard_file
-from instruct_ray.data.hold_out import TEST_ROWS, hold_out
+from instruct_ray.data.hold_out import TEST_ROWS, VALIDATION_ROWS, HoldOut, hold_out
 from instruct_ray.data.ingest import Ingest, Ingested, find_spread_groups, ingest
 from instruct_ray.data.inspection import report
 from instruct_ray.data.near_duplicates import HeldOut
@@ -30,7 +30,7 @@ from instruct_ray.data.reading.sources import Chunk, SourceFile
 from instruct_ray.data.reading.usable import check_bad_rows, check_first_rows
 from instruct_ray.data.rendering.contract import Contract
 from instruct_ray.data.rendering.renderer import Renderer
-from instruct_ray.data.rendering.templates import make_renderer
+from instruct_ray.data.rendering.templates import renderer_of
 from instruct_ray.data.statistics import Statistics
 from instruct_ray.data.tasks import run_each
 from instruct_ray.errors import InputError
@@ -97,8 +97,8 @@ def prepare(config: Config, start_ray: Callable[[], None]) -> Prepared:
         InputError: a source or the base model's chat template can't be used, or too many rows; names file, row, reason.
     """
     files = find_files(config)
-    base_folder = base.resolve(config).folder
-    renderer = make_renderer(base_folder, config.data.system_prompt)
+    model = base.resolve(config)
+    renderer = renderer_of(model, config.data.system_prompt)
     folder = run.RunFolder.of(config)
     run.check_pinned(config, *SECTIONS)
     source_digests = sources.digests(files)
@@ -113,6 +113,7 @@ def prepare(config: Config, start_ray: Callable[[], None]) -> Prepared:
     start_ray()
     with run.complete_folder(target) as unfinished:
         made = _make(config, files, chunks, renderer, unfinished)
+        base.remember(config, model)
         names = [file.name for file in files]
         manifest = {
             "digest": digest,
@@ -142,17 +143,12 @@ def _make(
     reasons = sum((done.reasons for done in ingested), Counter[str]())
     check_bad_rows(files, config.data, reasons, num_read, [row for done in ingested for row in done.bad])
 
-    test = hold_out(spool, [file.uri for file in files], unfinished)
-    if not test.num_rows:
-        others = ", ".join(f"{count} {fate}" for fate, count in _fates(ingested).items() if count)
-        raise InputError(
-            f"data.test_fraction={config.data.test_fraction}: no row is held out of {num_read} read"
-            f"{f' ({others})' if others else ''}; give more rows"
-        )
+    held_out = hold_out(spool, [file.uri for file in files], unfinished)
+    _check_held_out(config.data, held_out, num_read, _fates(ingested))
     similarity = config.data.near_duplicates
-    held_out = None if similarity is None else HeldOut(test.signatures_NP, similarity)
-    assembled = _assemble(config, files, unfinished, spool, num_shards, held_out)
-    fates = ledger.total([_fates(ingested), test.fates, *(done.fates for done in assembled)])
+    index = None if similarity is None else HeldOut(held_out.signatures_NP, similarity)
+    assembled = _assemble(config, files, unfinished, spool, num_shards, index)
+    fates = ledger.total([_fates(ingested), held_out.fates, *(done.fates for done in assembled)])
     ledger.check_complete(fates, num_read)
     if not fates["trained"]:
         raise InputError("data.sources: no row is left to train on")
@@ -160,14 +156,16 @@ def _make(
 
     run.pin(config, *SECTIONS)
     (unfinished / TEST_ROWS).replace(folder.test)
+    (unfinished / VALIDATION_ROWS).replace(folder.validation)
     renderer.contract.save(folder.contract)
     counts = {
         "num_read": num_read,
         "fates": fates,
         "quarantine_reasons": dict(sorted(reasons.items())),
-        "num_cut": test.num_cut + sum(done.num_cut for done in assembled),
+        "num_cut": held_out.num_cut + sum(done.num_cut for done in assembled),
         "num_train": fates["trained"],
-        "num_test": test.num_rows,
+        "num_test": fates["test"],
+        "num_validation": fates["validation"],
         **{name: sum(getattr(done, name) for done in assembled) for name in _TOTALS},
         "files": {shard_file(done.shard): done.num_packs for done in assembled if done.num_packs},
     }
@@ -176,6 +174,17 @@ def _make(
         statistics.merge(done.statistics)
     report.write(unfinished, counts, statistics, files, config.data.pack_tokens, renderer)
     return counts
+
+
+def _check_held_out(data: DataConfig, held_out: HoldOut, num_read: int, fates: dict[str, int]) -> None:
+    """Some rows must be left for each use."""
+    for use, fraction in (("test", data.test_fraction), ("validation", data.validation_fraction)):
+        if fraction and not held_out.fates[use]:
+            others = ", ".join(f"{count} {fate}" for fate, count in fates.items() if count)
+            raise InputError(
+                f"data.{use}_fraction={fraction}: no row is held out of {num_read} read"
+                f"{f' ({others})' if others else ''}; give more rows"
+            )
 
 
 _TOTALS = ("num_examples", "num_packs", "num_tokens", "num_computed_tokens", "num_trained_tokens")

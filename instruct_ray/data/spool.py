@@ -13,6 +13,7 @@ import numpy as np
 import pyarrow as pa
 
 from instruct_ray.data.packing import Example, examples_of
+from instruct_ray.data.reading.triples import HeldOutSide
 
 SCHEMA = pa.schema(
     {
@@ -33,9 +34,10 @@ SCHEMA = pa.schema(
 )
 # Those before the tokens: the fields of `Row`.
 PLAIN_COLUMNS = SCHEMA.names[: SCHEMA.names.index("num_prompts")]
-TEST_SCHEMA = pa.schema(
+HELD_OUT_SCHEMA = pa.schema(
     {
         "row_id": pa.string(),
+        "side": pa.string(),
         "digest": pa.binary(32),
         "content": pa.binary(16),
         "num_tokens": pa.int32(),
@@ -66,10 +68,11 @@ class Row:
 
 
 @dataclass(frozen=True)
-class TestRow:
-    """A held-out row on its way to `test.jsonl`."""
+class HeldOutRow:
+    """A held-out row on its way to `test.jsonl` or `validation.jsonl`."""
 
     row_id: str
+    side: HeldOutSide
     digest: bytes
     content: bytes
     num_tokens: int
@@ -102,17 +105,17 @@ def read_shard(folder: Path, shard: int) -> Iterator[Row]:
                 yield Row(**row, examples=examples_of(row["row_id"], _turns(ids, num_prompts, num_completions)))
 
 
-def write_test_rows(path: Path, rows: list[TestRow]) -> None:
+def write_held_out_rows(path: Path, rows: list[HeldOutRow]) -> None:
     """Write held-out rows."""
-    with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, TEST_SCHEMA) as writer:
-        writer.write_batch(pa.RecordBatch.from_pylist([vars(row) for row in rows], schema=TEST_SCHEMA))
+    with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, HELD_OUT_SCHEMA) as writer:
+        writer.write_batch(pa.RecordBatch.from_pylist([vars(row) for row in rows], schema=HELD_OUT_SCHEMA))
 
 
-def read_test_rows(folder: Path) -> Iterator[list[TestRow]]:
+def read_held_out_rows(folder: Path) -> Iterator[list[HeldOutRow]]:
     """All held-out rows, piece by piece."""
-    for path in sorted(folder.glob("test-*.arrow")):
+    for path in sorted(folder.glob("held-out-*.arrow")):
         with pa.memory_map(str(path)) as source:
-            yield [TestRow(**values) for values in pa.ipc.open_file(source).read_all().to_pylist()]
+            yield [HeldOutRow(**values) for values in pa.ipc.open_file(source).read_all().to_pylist()]
 
 
 def _to_batch(rows: list[Row]) -> pa.RecordBatch:

@@ -64,7 +64,7 @@ def evaluate(config: Config, status: Callable[[str], None], start_ray: Callable[
     check_unchanged(config)
     renderer = load_renderer(folder.model)
     rows = [Triple.load(json.loads(line)) for line in folder.test.read_text().split("\n") if line]
-    arms = make_arms(renderer, base.resolve(config).folder, folder.model, rows, choose_examples(config))
+    arms = make_arms(renderer, base.resolve(config).start, folder.model, rows, choose_examples(config))
     start_ray()
     results: dict[str, dict[str, Any]] = {}
     for model_folder, group in itertools.groupby(arms, key=lambda arm: arm.folder):

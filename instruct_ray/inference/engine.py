@@ -65,20 +65,25 @@ def complete(engine: Engine, prompts: Sequence[Sequence[int]], sampling: Samplin
     Raises:
         RuntimeError: the engine failed on one.
     """
-    answers: list[list[int]] = [[] for _ in prompts]
-    reasons: list[FinishReason] = ["error"] * len(prompts)
+    return complete_each(engine, [(prompt, sampling) for prompt in prompts])
+
+
+def complete_each(engine: Engine, asked: Sequence[tuple[Sequence[int], Sampling]]) -> list[Completion]:
+    """As `complete`, each prompt with its own sampling."""
+    answers: list[list[int]] = [[] for _ in asked]
+    reasons: list[FinishReason] = ["error"] * len(asked)
     waiting = threading.Semaphore(0)
 
     def finish(index: int, reason: FinishReason) -> None:
         reasons[index] = reason
         waiting.release()
 
-    for index, prompt in enumerate(prompts):
+    for index, (prompt, sampling) in enumerate(asked):
         engine.submit(
             Request(prompt, sampling, answers[index].append, lambda reason, index=index: finish(index, reason))  # type: ignore[misc]
         )
-    for _ in prompts:
+    for _ in asked:
         waiting.acquire()
     if "error" in reasons:
-        raise RuntimeError(f"the engine failed on {reasons.count('error')} of {len(prompts)} prompts; see its log")
+        raise RuntimeError(f"the engine failed on {reasons.count('error')} of {len(asked)} prompts; see its log")
     return [Completion(answer, reason) for answer, reason in zip(answers, reasons, strict=True)]

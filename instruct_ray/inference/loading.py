@@ -1,5 +1,6 @@
 """Model folder -> a loaded model: safetensors only, no code from the folder, adapters merged into their base."""
 
+import hashlib
 import json
 from pathlib import Path
 
@@ -7,7 +8,11 @@ import torch
 from peft import PeftModel
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
+from instruct_ray.base import ADAPTER_CONFIG
 from instruct_ray.errors import InputError
+from instruct_ray.run import MODEL_RECORD
+
+CONTRACT = "contract.json"
 
 
 def load_for_inference(folder: Path) -> PreTrainedModel:
@@ -16,15 +21,57 @@ def load_for_inference(folder: Path) -> PreTrainedModel:
     Raises:
         InputError: the base that the adapter belongs to is not where it was when the adapter was trained.
     """
-    adapter = folder / "adapter_config.json"
-    if adapter.is_file():
-        base = Path(json.loads(adapter.read_text())["base_model_name_or_path"])
-        if not base.is_dir():
-            raise InputError(f"{folder}: the adapter's base model is expected in {base}, which does not exist here")
-        model = PeftModel.from_pretrained(_load(base), str(folder)).merge_and_unload()
-    else:
-        model = _load(folder)
+    model = load_merged(folder) if (folder / ADAPTER_CONFIG).is_file() else _load(folder)
     return model.eval().to("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def load_merged(folder: Path) -> PreTrainedModel:
+    """Load an adapter folder's base with the adapter merged into it, on the CPU, in the precision of the base.
+
+    Raises:
+        InputError: the base is not where it was when the adapter was trained.
+    """
+    base = adapter_base(folder)
+    if base is None:
+        raise InputError(f"{folder} is no adapter folder: it has no {ADAPTER_CONFIG}")
+    return PeftModel.from_pretrained(_load(base), str(folder), torch_device="cpu").merge_and_unload()
+
+
+def adapter_base(folder: Path) -> Path | None:
+    """The base model's folder of an adapter folder; None where it is no adapter.
+
+    Raises:
+        InputError: the base is not where it was when the adapter was trained.
+    """
+    adapter = folder / ADAPTER_CONFIG
+    if not adapter.is_file():
+        return None
+    base = Path(json.loads(adapter.read_text())["base_model_name_or_path"])
+    if not base.is_dir():
+        raise InputError(f"{folder}: the adapter's base model is expected in {base}, which does not exist here")
+    return base
+
+
+def model_digest(folder: Path) -> str:
+    """sha256 over all that decides a model folder's answers: weights, contract, configuration; of an adapter also its
+    base's digest, but not where that lies.
+
+    Raises:
+        InputError: it holds no safetensors.
+    """
+    weights = sorted(folder.glob("*.safetensors"))
+    if not weights:
+        raise InputError(f"{folder}: no model here (no safetensors)")
+    parts: list[object] = []
+    for file in [*weights, *(folder / name for name in (CONTRACT, "config.json", "generation_config.json"))]:
+        if file.is_file():
+            with file.open("rb") as stream:
+                parts.append([file.name, hashlib.file_digest(stream, "sha256").hexdigest()])
+    if adapter_base(folder) is not None:
+        config = json.loads((folder / ADAPTER_CONFIG).read_text())
+        config.pop("base_model_name_or_path")
+        parts += [config, json.loads((folder / MODEL_RECORD).read_text())["base_digest"]]
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 
 def _load(folder: Path) -> PreTrainedModel:

@@ -1,15 +1,20 @@
 """Model and evidence of a run -> a registered version that the alias points to."""
 
 import json
+import logging
 from collections.abc import Callable
 from typing import Any
 
 from instruct_ray import run
 from instruct_ray.config import Config
 from instruct_ray.evidence.evaluate import load_evidence
-from instruct_ray.registry.versions import Registry, Version
-from instruct_ray.tracking import experiment_id, tracking_uri
+from instruct_ray.registry.versions import Registry
+from instruct_ray.tracking.carrier import redacted
+from instruct_ray.tracking.client import experiment_id, tracking_uri
+from instruct_ray.tracking.tracked_run import complete
+from instruct_ray.versions import Version
 
+logger = logging.getLogger(__name__)
 # What decides the version.
 SECTIONS = ("run", "data", "model", "train", "evidence", "registry")
 
@@ -30,12 +35,16 @@ def register(config: Config, status: Callable[[str], None]) -> tuple[Version, bo
     if folder.version.is_file():
         return registry.get(name, json.loads(folder.version.read_text())["version"]), True
 
+    status("completing the training's metrics")
+    run_id = complete(config, logger.warning) or record["mlflow_run_id"]
+    if run_id is None:
+        raise RuntimeError(f"{redacted(tracking_uri(config))} can't be reached; register again when it answers")
     status("uploading the model")
-    model_id = _upload(registry, config, record, evidence)
+    model_id = _upload(registry, config, record, run_id, evidence)
     status("creating the version")
     if not registry.client.search_registered_models(filter_string=f"name = '{name}'"):
         registry.client.create_registered_model(name)
-    number = _create_version(registry, name, model_id, record["mlflow_run_id"], _tags(record, config))
+    number = _create_version(registry, name, model_id, run_id, _tags(record, config))
     registry.promote(name, config.registry.alias, number)
     run.pin(config, *SECTIONS)
     run.write_json(folder.version, {"name": name, "version": number})
@@ -53,20 +62,20 @@ def _create_version(registry: Registry, name: str, model_id: str, run_id: str, t
     return str(created.version)
 
 
-def _upload(registry: Registry, config: Config, record: dict[str, Any], evidence: dict[str, Any]) -> str:
+def _upload(registry: Registry, config: Config, record: dict[str, Any], run_id: str, evidence: dict[str, Any]) -> str:
     """The model's files as an MLflow logged model, ready only when all are there. Returns its id."""
     folder, client = run.RunFolder.of(config), registry.client
     model = client.create_logged_model(
         experiment_id(client, config),
         name=config.run.name,
-        source_run_id=record["mlflow_run_id"],
+        source_run_id=run_id,
         model_type="causal-lm",
         tags=_tags(record, config),
     )
     client.log_model_artifacts(model.model_id, str(folder.model))
     client.log_model_artifact(model.model_id, str(folder.evidence))
     for arm, values in evidence["arms"].items():
-        client.log_metric(record["mlflow_run_id"], f"{arm}.accuracy", values["accuracy"], model_id=model.model_id)
+        client.log_metric(run_id, f"{arm}.accuracy", values["accuracy"], model_id=model.model_id)
     client.finalize_logged_model(model.model_id, "READY")
     return str(model.model_id)
 
@@ -77,6 +86,7 @@ def _tags(record: dict[str, Any], config: Config) -> dict[str, str]:
         "run": config.run.name,
         "base": record["base"],
         "base_digest": record["base_digest"],
+        "form": record["form"],
         "data_digest": record["packs_digest"],
         "contract_digest": record["contract_digest"],
         "config": config.model_dump_json(include={"model", "data", "train"}),

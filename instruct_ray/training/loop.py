@@ -1,64 +1,73 @@
 """What every training worker runs: restore, then step after step to the end of the plan, then export."""
 
-import json
 import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import ray.train
 import ray.train.torch
 import torch
-from pydantic import BaseModel, ConfigDict
 from transformers import AutoConfig
 
-from instruct_ray.config import LoraConfig, TrainConfig
 from instruct_ray.data.dataset import PackedDataset
 from instruct_ray.data.feed import stream
+from instruct_ray.data.packing import Pack
 from instruct_ray.data.plan import Plan
-from instruct_ray.training.export import save_weights
-from instruct_ray.training.keeper import Keeper, Start
-from instruct_ray.training.model import load_model
-from instruct_ray.training.notices import note
-from instruct_ray.training.proof import PackingProof, agree
+from instruct_ray.errors import InputError
+from instruct_ray.training.checkpointing.keeper import Keeper, Saved
+from instruct_ray.training.exporting.export import Exporter, form_of
+from instruct_ray.training.faults.preemption import Drain
+from instruct_ray.training.job import TrainJob
+from instruct_ray.training.log import Log
+from instruct_ray.training.modeling.model import DTYPES, load_model
+from instruct_ray.training.modeling.proof import agree
+from instruct_ray.training.ranks import from_rank_0
 from instruct_ray.training.schedule import learning_rate_at
 from instruct_ray.training.step import Compute, Step, make_compute, train_step
+from instruct_ray.training.watching.mfu import Meter
+from instruct_ray.training.watching.spikes import SpikeWatch
+from instruct_ray.training.watching.system_metrics import sampled
+from instruct_ray.training.watching.validation import Score, Validator
 from instruct_ray.training.zero import ZeroEngine
 
-DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
-
-
+# (packs, plan, first step, rank, number of ranks) -> the packs of each step.
+Read = Callable[[Path, Plan, int, int, int], Iterator[list[Pack]]]
 # What a run that was asked to stop returns.
 STOPPED = "stopped"
 
 
-class TrainJob(BaseModel):
-    """Everything a worker needs to know; travels as the train loop's config."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    base: Path
-    packs: Path
-    obstacle: str | None
-    """Why packs do not suit the base; None if they are to be proved."""
-    proof: Path
-    """Where rank 0 records which way is taken, and why."""
-    metrics: Path
-    notices: Path
-    """Where rank 0 says what it decided by itself."""
-    checkpoints: Path
-    stop: Path
-    """Exists once the run is to stop behind its current step."""
-    weights: Path
-    """Where rank 0 leaves the trained weights."""
-    plan: Plan
-    lora: LoraConfig | None
-    train: TrainConfig
-
-
 def train_loop_per_worker(config: dict[str, Any]) -> str:
+    """What Ray Train runs on every worker: `work` of the `job`, and of how to `score` its checkpoints."""
+    return work(TrainJob.model_validate(config["job"]), stream, config["score"])
+
+
+def work(job: TrainJob, read: Read, score: Score | None) -> str:
     """Train on this rank's share of every step of the plan, and export. Returns why it stopped before the end, or
     nothing: what another attempt would only repeat is no failure to Ray."""
-    job = TrainJob.model_validate(config)
+    try:
+        training, start = _set_up(job, score)
+    except InputError as error:
+        # All ranks find the same.
+        return str(error)
+    packs = read(job.packs, job.plan, start, training.rank, training.world_size)
+    with sampled(_system_metrics(job)):
+        ending = training.run(packs, start)
+    if not ending and training.validator:
+        training.validator.finish()
+    return ending or training.exporter.export(training.engine)
+
+
+def _system_metrics(job: TrainJob) -> Path | None:
+    """Where one worker of each node writes down how busy it is."""
+    context = ray.train.get_context()
+    name = f"system-{context.get_node_rank()}.jsonl"
+    return job.metrics.with_name(name) if context.get_local_rank() == 0 else None
+
+
+def _set_up(job: TrainJob, score: Score | None) -> tuple["Training", int]:
+    """(all that the steps need, how many are done)."""
     context, device = ray.train.get_context(), ray.train.torch.get_device()
     rank, world_size = context.get_world_rank(), context.get_world_size()
     dtype = DTYPES[job.train.precision]
@@ -71,77 +80,121 @@ def train_loop_per_worker(config: dict[str, Any]) -> str:
         job.train,
         job.plan.packs_per_rank(world_size),
         world_size,
-        lambda: load_model(job.base, job.lora, job.train, dtype, job.plan.seed, proof.implementation),
+        lambda: load_model(job.base, job.lora, job.train, dtype, job.plan.seed, proof.implementation, job.adapter),
         is_universal=start.is_universal,
     )
     keeper.restore(engine, start)
-    if rank == 0:
-        _cut_metrics(job.metrics, start.step)
-        _note(job, proof, start)
-    compute = make_compute(AutoConfig.from_pretrained(job.base), proof, dtype)
-    ending = _train(job, engine, compute, keeper, start.step, rank, world_size)
-    if not ending:
-        save_weights(engine, job.weights, is_writer=rank == 0)
-    return ending
+    log = Log(job, Meter(engine.model, device, job.train.precision, world_size), is_writer=rank == 0)
+    log.began(proof, start)
+    validator = Validator(job.validation, score, rank, device) if job.validation and score else None
+    if validator:
+        validator.resume(job.checkpoints, start.step, job.is_due)
+    spike = job.train.loss_spike
+    training = Training(
+        job=job,
+        engine=engine,
+        compute=make_compute(AutoConfig.from_pretrained(job.base), proof, dtype),
+        keeper=keeper,
+        exporter=_exporter(job, proof.implementation, rank),
+        validator=validator,
+        # What another process wrote, rank 0 reads for all: so all ranks watch the same losses.
+        watch=SpikeWatch(spike, from_rank_0(log.losses(), device)) if spike else None,
+        log=log,
+        drain=Drain(rank),
+        rank=rank,
+        world_size=world_size,
+    )
+    return training, start.step
 
 
-def _train(
-    job: TrainJob, engine: ZeroEngine, compute: Compute, keeper: Keeper, start: int, rank: int, world_size: int
-) -> str:
-    """The steps from `start` on; returns why it stopped before the end, or nothing."""
-    plan, train = job.plan, job.train
-    num_trained_by_pack = PackedDataset.open(job.packs).num_trained
-    packs = stream(job.packs, plan, start, rank, world_size)
-    num_left_out = 0
-    for step in range(start, plan.num_steps):
-        began = time.perf_counter()
-        learning_rate = learning_rate_at(step, plan.num_steps, train)
-        num_trained = int(num_trained_by_pack[plan.packs(step)].sum())
-        # Dropout depends on the position in the run alone, so a continued run draws what an uninterrupted one does.
-        torch.manual_seed(hash((plan.seed, step, rank)))
-        mine = next(packs)
-        waited = time.perf_counter() - began
-        done = train_step(engine, compute, mine, num_trained, learning_rate, wants_stop=job.stop.exists())
-        num_left_out = 0 if done.was_applied else num_left_out + 1
-        if rank == 0:
-            place = {"step": step + 1, "num_steps": plan.num_steps, "epoch": (step + 1) / plan.steps_per_epoch}
-            seconds = time.perf_counter() - began
-            times = {"lr": learning_rate, "seconds": seconds, "wait_seconds": waited}
-            _append(job.metrics, place | done.record() | {"num_trained": num_trained} | times)
-            if not done.was_applied:
-                note(job.notices, _left_out(step + 1, done))
-        if num_left_out == train.max_nonfinite_steps:
-            return f"{num_left_out} steps in a row were left out, the last: {_left_out(step + 1, done)}"
-        is_end = step + 1 == plan.num_steps
-        if is_end or done.is_last or (step + 1) % train.checkpoint_every == 0:
-            keeper.save(engine, step + 1, {"loss": done.loss})
-        if done.is_last and not is_end:
-            return STOPPED
-    return ""
-
-
-def _note(job: TrainJob, proof: PackingProof, start: Start) -> None:
-    for problem in start.damaged:
-        note(job.notices, f"checkpoint left out: {problem}; continuing from step {start.step}")
-    if start.is_universal:
-        note(job.notices, f"continuing from step {start.step} with another number of workers")
-    if not proof.is_packed:
-        note(job.notices, f"training padded instead of packed: {proof.reason} ({job.proof})")
-
-
-def _left_out(step: int, done: Step) -> str:
-    return (
-        f"step {step} left out: loss {done.loss:.4g}, gradient norm {done.grad_norm:.4g}, rows "
-        f"{', '.join(done.suspects)}; look at them, or lower train.learning_rate"
+def _exporter(job: TrainJob, implementation: str, rank: int) -> Exporter:
+    return Exporter(
+        base=job.base,
+        packs=job.packs,
+        weights=job.weights,
+        record=job.export_check,
+        form=form_of(job.lora),
+        implementation=implementation,
+        is_quantized=job.lora is not None and job.lora.quantize is not None,
+        rank=rank,
     )
 
 
-def _append(path: Path, record: dict[str, Any]) -> None:
-    with path.open("a") as file:
-        file.write(json.dumps(record) + "\n")
+@dataclass
+class Training:
+    """A rank's part of a training; all ranks take the same way through it."""
 
+    job: TrainJob
+    engine: ZeroEngine
+    compute: Compute
+    keeper: Keeper
+    exporter: Exporter
+    validator: Validator | None
+    watch: SpikeWatch | None
+    log: Log
+    drain: Drain
+    rank: int
+    world_size: int
+    num_left_out: int = 0
+    """Steps in a row, up to now."""
 
-def _cut_metrics(path: Path, num_steps: int) -> None:
-    """Drop the lines of steps that a killed run did after its last checkpoint: they are done again."""
-    lines = path.read_text().splitlines(keepends=True) if path.exists() else []
-    path.write_text("".join(lines[:num_steps]))
+    def run(self, packs: Iterator[list[Pack]], start: int) -> str:
+        """The steps from `start` on; returns why it stopped before the end, or nothing."""
+        num_trained_by_pack = PackedDataset.open(self.job.packs).num_trained
+        for step in range(start, self.job.plan.num_steps):
+            num_trained = int(num_trained_by_pack[self.job.plan.packs(step)].sum())
+            done = self._step(step, packs, num_trained)
+            ending = self._trouble(step + 1, done)
+            if ending is None:
+                ending = self._checkpoint(step + 1, done)
+            if ending is not None:
+                return ending
+        return ""
+
+    def _step(self, step: int, packs: Iterator[list[Pack]], num_trained: int) -> Step:
+        began = time.perf_counter()
+        plan, train = self.job.plan, self.job.train
+        learning_rate = learning_rate_at(step, plan.num_steps, train)
+        # Dropout depends on the position in the run alone, so a continued run draws what an uninterrupted one does.
+        torch.manual_seed(hash((plan.seed, step, self.rank)))
+        mine = next(packs)
+        waited = time.perf_counter() - began
+        wishes = {"wants_stop": self.job.stop.exists(), "wants_lookout": self.drain.is_due}
+        done = train_step(self.engine, self.compute, mine, num_trained, learning_rate, **wishes)
+        seconds = time.perf_counter() - began
+        times = {"lr": learning_rate, "seconds": seconds, "wait_seconds": waited}
+        self.log.stepped(step + 1, done, {"num_trained": num_trained} | times)
+        return done
+
+    def _trouble(self, step: int, done: Step) -> str | None:
+        """Why training must not go on; None if it may."""
+        self.num_left_out = 0 if done.was_applied else self.num_left_out + 1
+        if self.num_left_out == self.job.train.max_nonfinite_steps:
+            return f"{self.num_left_out} steps in a row were left out, the last: {done.left_out(step)}"
+        if self.watch and (problem := self.watch.add(step, done.loss)):
+            return f"{problem}. {self.log.rows_of(self.watch.steps[0])}"
+        return None
+
+    def _checkpoint(self, step: int, done: Step) -> str | None:
+        """Make one if it is due, and see what the one before says. Returns why training ends here, nothing if it has
+        come to its end early, None if it goes on."""
+        is_end, is_due = step == self.job.plan.num_steps, self.job.is_due(step)
+        # There is little time to stop, and at the end there is the export itself.
+        is_on_the_way = not (is_end or done.is_last)
+        if self.validator and is_due and is_on_the_way and self.validator.says_enough(step):
+            return ""
+        is_draining = done.is_lookout and self.drain.look()
+        if is_due or done.is_last or is_draining:
+            saved = self._save(step, done)
+            if self.validator and saved.folder and is_due and (is_end or is_on_the_way):
+                self.validator.begin(saved.folder, step)
+            if is_on_the_way and not is_draining and (problem := self.exporter.rehearse(self.engine)):
+                return problem
+        return STOPPED if done.is_last and not is_end else None
+
+    def _save(self, step: int, done: Step) -> Saved:
+        began = time.perf_counter()
+        saved = self.keeper.save(self.engine, step, {"loss": done.loss})
+        self.log.noted(saved.problem)
+        self.drain.saved(time.perf_counter() - began)
+        return saved

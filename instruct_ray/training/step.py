@@ -10,11 +10,11 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from instruct_ray.data.packing import Pack
-from instruct_ray.training.attention import MaskLayout
-from instruct_ray.training.loss import pack_loss
-from instruct_ray.training.model import aux_loss_coef
-from instruct_ray.training.padded import num_computed_tokens, padded_loss
-from instruct_ray.training.proof import PackingProof
+from instruct_ray.training.modeling.attention import MaskLayout
+from instruct_ray.training.modeling.loss import pack_loss
+from instruct_ray.training.modeling.model import aux_loss_coef
+from instruct_ray.training.modeling.padded import num_computed_tokens, padded_loss
+from instruct_ray.training.modeling.proof import PackingProof
 from instruct_ray.training.zero import ZeroEngine
 
 # (summed loss, tokens computed) of a pack.
@@ -40,6 +40,15 @@ class Step:
     """The first rows of the packs that made it so."""
     is_last: bool
     """Whether a rank was asked to stop behind it."""
+    is_lookout: bool
+    """Whether a rank wants all to look out behind it."""
+
+    def left_out(self, step: int) -> str:
+        """In words: why it was left out."""
+        return (
+            f"step {step} left out: loss {self.loss:.4g}, gradient norm {self.grad_norm:.4g}, rows "
+            f"{', '.join(self.suspects)}; look at them, or lower train.learning_rate"
+        )
 
     def record(self) -> dict[str, float | bool | None]:
         """For `metrics.jsonl`; JSON has no NaN."""
@@ -63,28 +72,32 @@ def make_compute(config: Any, proof: PackingProof, dtype: torch.dtype) -> Comput
 
 
 def train_step(
-    engine: ZeroEngine, compute: Compute, packs: list[Pack], num_trained: int, learning_rate: float, *, wants_stop: bool
+    engine: ZeroEngine,
+    compute: Compute,
+    packs: list[Pack],
+    num_trained: int,
+    learning_rate: float,
+    *,
+    wants_stop: bool,
+    wants_lookout: bool,
 ) -> Step:
     """One optimizer step on this rank's packs; all ranks call it. The loss is the sum over the step's `num_trained`
-    trained tokens, on all ranks, over their number. What one rank wants (`wants_stop`), all learn."""
-    totals = torch.zeros(5, dtype=torch.float64)
-    totals[4] = wants_stop
-    suspects: list[str] = []
+    trained tokens, on all ranks, over their number. What one rank wants (`wants_…`), all learn."""
+    losses: list[Tensor] = []
+    counts = [0, 0, 0, int(wants_stop), int(wants_lookout)]
     for pack in packs:
         loss_sum, num_computed = compute(engine.model, pack, engine.device)
         engine.backward(loss_sum / num_trained)
         engine.step(learning_rate)
-        loss = loss_sum.item()
-        if not math.isfinite(loss):
-            suspects += pack["row_ids"]
-        totals[:4] += torch.tensor([loss, pack["num_tokens"], num_computed, len(pack["row_ids"])], dtype=torch.float64)
-    totals = totals.to(engine.device)
+        # Read behind the last pack: until then nothing waits for the device.
+        losses.append(loss_sum.detach())
+        for place, count in enumerate((pack["num_tokens"], num_computed, len(pack["row_ids"]))):
+            counts[place] += count
+    losses_P = torch.stack(losses).double()
+    totals = torch.cat((losses_P.sum()[None], torch.tensor(counts, dtype=torch.float64, device=engine.device)))
     dist.all_reduce(totals)
-    loss_sum_all, num_tokens, num_computed_all, num_examples, num_stops = totals.tolist()
-    if not engine.was_applied and not math.isfinite(loss_sum_all):
-        suspects = _of_all_ranks(suspects)
-    elif not engine.was_applied:
-        suspects = _of_all_ranks([row_id for pack in packs for row_id in pack["row_ids"]])
+    loss_sum_all, num_tokens, num_computed_all, num_examples, num_stops, num_lookouts = totals.tolist()
+    suspects = [] if engine.was_applied else _suspects(packs, losses_P.tolist(), loss_sum_all)
     return Step(
         loss=loss_sum_all / num_trained,
         grad_norm=engine.grad_norm,
@@ -94,7 +107,15 @@ def train_step(
         was_applied=engine.was_applied,
         suspects=tuple(suspects[:MAX_NAMED_ROWS]),
         is_last=num_stops > 0,
+        is_lookout=num_lookouts > 0,
     )
+
+
+def _suspects(packs: list[Pack], losses: list[float], loss_sum_all: float) -> list[str]:
+    """Rows of the packs whose loss is no number, of all if only a gradient is none; all ranks call it."""
+    is_loss = not math.isfinite(loss_sum_all)
+    bad = [pack for pack, loss in zip(packs, losses, strict=True) if not (is_loss and math.isfinite(loss))]
+    return _of_all_ranks([row_id for pack in bad for row_id in pack["row_ids"]])
 
 
 def _of_all_ranks(row_ids: list[str]) -> list[str]:

@@ -1,9 +1,7 @@
-"""Packs -> model: TorchTrainer around the training loop, and the exported folder around its weights."""
+"""Packs -> model: TorchTrainer around the training loop, and the model folder around its weights."""
 
-import json
 import logging
-import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,29 +11,34 @@ from ray.train import TrainingFailedError
 from ray.train.torch import TorchTrainer
 
 from instruct_ray import base, lease, run
-from instruct_ray.base import Base
-from instruct_ray.config import Config
+from instruct_ray.config import Config, TrainConfig
 from instruct_ray.data import prepare
 from instruct_ray.data.dataset import PackedDataset
-from instruct_ray.data.plan import Plan, make_plan
-from instruct_ray.data.rendering.contract import Contract
-from instruct_ray.data.rendering.templates import make_renderer
-from instruct_ray.errors import InputError
-from instruct_ray.tracking import TrackedRun
-from instruct_ray.training.checkpoints import prune, tidy
-from instruct_ray.training.loop import STOPPED, TrainJob, train_loop_per_worker
-from instruct_ray.training.model import check_lora_targets, check_trainable, packing_obstacle
+from instruct_ray.tracking.tail import followed
+from instruct_ray.tracking.tracked_run import TrackedRun, complete
+from instruct_ray.training.checkpointing.checkpoints import prune, tidy
+from instruct_ray.training.exporting.model_folder import assemble_model
+from instruct_ray.training.faults.failures import explained
+from instruct_ray.training.faults.lost_workers import LostWorkers
+from instruct_ray.training.faults.pace import paced
+from instruct_ray.training.faults.waiting import watched
+from instruct_ray.training.job import TrainJob, job_of, plan_of
+from instruct_ray.training.loop import STOPPED, train_loop_per_worker
+from instruct_ray.training.modeling.model import check_trainable
 from instruct_ray.training.notices import Notices
+from instruct_ray.training.preflight.checks import check, refuse
+from instruct_ray.training.preflight.placement import bundle_of
+from instruct_ray.training.preflight.report import Finding, Job
+from instruct_ray.training.preflight.shaping import Shaper
 from instruct_ray.training.stopping import in_thread, stoppable
+from instruct_ray.training.watching.progress import Progress
+from instruct_ray.training.watching.validation import Score
 from instruct_ray.worker_env import compute_env
 
+# What every worker runs, with the job and how to score a model.
+Loop = Callable[[dict[str, Any]], str]
 # What decides the weights.
 SECTIONS = ("run", "data", "model", "train")
-# In a run's folder: whether packs are computed as each example alone would be, and the way taken.
-PACKING_PROOF = "packing_proof.json"
-# What its workers decided by themselves.
-NOTICES = "notices.jsonl"
-STOP = ".stop"
 
 logger = logging.getLogger(__name__)
 
@@ -48,66 +51,70 @@ class Tuned:
     already_done: bool
 
 
-def plan_of(config: Config, dataset: PackedDataset) -> Plan:
-    """The plan of a run over its packs."""
-    train = config.train
-    return make_plan(dataset.row_groups, dataset.num_train, train.examples_per_step, train.epochs, config.run.seed)
-
-
-def tune(config: Config, status: Callable[[str], None], start_ray: Callable[[], None]) -> Tuned:
+def tune(
+    config: Config, status: Callable[[str], None], start_ray: Callable[[], None], score: Score | None = None
+) -> Tuned:
     """Train to the end of the plan, from the newest checkpoint if there is one, and export the model.
 
-    `start_ray` is called once the input is known to be good.
+    `start_ray` is called once the input is known to be good; `score` says how good a model is, for `train.validation`.
 
     Raises:
-        InputError: the packs are not prepared, or the config changed since the run began.
+        InputError: the packs are not prepared, the config changed since the run began, or the cluster can't hold it.
         RuntimeError: training failed more than `train.max_failures` times.
     """
     dataset = prepare.find(config)
     folder = run.RunFolder.of(config)
     if (folder.model / run.MODEL_RECORD).is_file():
         run.check_pinned(config, *SECTIONS)
+        complete(config, logger.warning)
         return Tuned(folder.model, already_done=True)
     with lease.held(folder.path):
-        return _tune(config, status, start_ray, dataset)
+        return _tune(config, status, start_ray, dataset, score)
 
 
 def _tune(
-    config: Config, status: Callable[[str], None], start_ray: Callable[[], None], dataset: PackedDataset
+    config: Config,
+    status: Callable[[str], None],
+    start_ray: Callable[[], None],
+    dataset: PackedDataset,
+    score: Score | None,
 ) -> Tuned:
-    folder = run.RunFolder.of(config)
+    folder, train = run.RunFolder.of(config), config.train
     model = base.resolve(config)
-    architecture = check_trainable(model.folder)
-    obstacle = packing_obstacle(architecture, config.data.max_tokens)
-    if config.model.lora is not None:
-        check_lora_targets(architecture, config.model.lora.targets or ())
-    _check_contract(config, dataset, model)
-    weights = folder.path / ".weights"
-    plan = plan_of(config, dataset)
-    job = TrainJob(
-        base=model.folder,
-        packs=dataset.path,
-        obstacle=obstacle,
-        proof=folder.path / PACKING_PROOF,
-        metrics=folder.metrics,
-        notices=folder.path / NOTICES,
-        checkpoints=folder.train,
-        stop=folder.path / STOP,
-        weights=weights,
-        plan=plan,
-        lora=config.model.lora,
-        train=config.train,
-    )
-    run.pin(config, *SECTIONS)
+    job = job_of(config, dataset, model, folder, plan_of(config, dataset))
+    run.check_pinned(config, *SECTIONS)
+    problems = tidy(folder.train)
+    shaper = Shaper.of(check_trainable(model.folder), job.obstacle, dataset, train)
     start_ray()
-    if problem := tidy(folder.train):
+    status("looking at the cluster")
+    _say_all(check(Job(folder.path, config.model.lora, train, shaper)))
+    # Only now: what is refused may be changed, and asked again.
+    run.pin(config, *SECTIONS)
+    base.remember(config, model)
+    for problem in problems:
         logger.warning("set aside: %s; continuing from the newest checkpoint that is whole", problem)
+    workers = f"{train.min_workers} to {train.max_workers}" if train.is_elastic else train.num_workers
+    status(f"starting {workers} worker(s), ZeRO-{train.zero_stage}")
+    run_id = _train(config, folder, job, status, score)
+    assemble_model(folder, job, model, run_id)
+    return Tuned(folder.model, already_done=False)
+
+
+def _train(
+    config: Config, folder: run.RunFolder, job: TrainJob, status: Callable[[str], None], score: Score | None
+) -> str | None:
+    """To the end, followed by MLflow and stoppable by signals; returns the MLflow run, if there is one."""
+    tracked = TrackedRun(config, logger.warning)
+    tracked.start()
     notices = Notices(job.notices)
-    tracked = _tracked_run(config, folder, status, notices)
     outcome = "FAILED"
     try:
-        with stoppable(job.stop, status) as request:
-            ending = in_thread(lambda: _fit(config, folder, job))
+        with (
+            stoppable(job.stop, status) as request,
+            watched(job.metrics, config.train, status),
+            followed(job.metrics, _on_step(status, notices)),
+        ):
+            ending = in_thread(lambda: fit(config.train, folder, job, score))
             if ending == STOPPED:
                 request.end()
         if ending:
@@ -120,18 +127,15 @@ def _tune(
     finally:
         tracked.finish(outcome)
         _say(notices)
-    _assemble(config, folder, weights, model, tracked.id, plan)
-    return Tuned(folder.model, already_done=False)
+    return tracked.id
 
 
-def _check_contract(config: Config, dataset: PackedDataset, model: Base) -> None:
-    """The base must render as it did when the packs were made."""
-    found = make_renderer(model.folder, config.data.system_prompt).contract.digest
-    expected = dataset.manifest["contract_digest"]
-    if found != expected:
-        raise InputError(
-            f"{dataset.path} follows contract {expected[:12]}, {model.name} now {found[:12]}; prepare again"
-        )
+def _say_all(findings: Sequence[Finding]) -> None:
+    """Refuse what can't work, and log what is worth a word."""
+    refuse(findings)
+    for finding in findings:
+        if finding.verdict == "note":
+            logger.warning("%s: %s", finding.subject, finding.said)
 
 
 def _say(notices: Notices) -> None:
@@ -140,33 +144,36 @@ def _say(notices: Notices) -> None:
         logger.warning("%s", notice)
 
 
-def _tracked_run(config: Config, folder: run.RunFolder, status: Callable[[str], None], notices: Notices) -> TrackedRun:
-    """The MLflow run; a continued training continues its run."""
+def _on_step(status: Callable[[str], None], notices: Notices) -> Callable[[dict[str, Any]], None]:
+    """What is done with each new line of the metrics."""
+    progress = Progress()
 
     def on_step(record: dict[str, Any]) -> None:
         _say(notices)
-        tokens = record["num_tokens"] / record["seconds"]
-        loss = "none" if record["loss"] is None else f"{record['loss']:.3f}"
-        status(f"step {record['step']}/{record['num_steps']}  loss {loss}  {tokens:,.0f} tokens/s")
+        status(progress.line(record))
 
-    record = folder.path / "mlflow.json"
-    run_id = json.loads(record.read_text())["run_id"] if record.is_file() else None
-    tracked = TrackedRun(config, run_id, folder.metrics, on_step)
-    run.write_json(record, {"run_id": tracked.id})
-    tracked.start()
-    return tracked
+    return on_step
 
 
-def _fit(config: Config, folder: run.RunFolder, job: TrainJob) -> str:
-    """Train; returns why the workers stopped before the end, or nothing."""
-    train = config.train
+def fit(
+    train: TrainConfig,
+    folder: run.RunFolder,
+    job: TrainJob,
+    score: Score | None = None,
+    loop: Loop = train_loop_per_worker,
+) -> str:
+    """Train; returns why the workers stopped before the end, or nothing.
+
+    Raises:
+        RuntimeError: training failed more than `train.max_failures` times.
+    """
     trainer = TorchTrainer(
-        train_loop_per_worker,
-        train_loop_config=job.model_dump(mode="json"),
+        loop,
+        train_loop_config={"job": job.model_dump(mode="json"), "score": score},
         scaling_config=ray.train.ScalingConfig(
             num_workers=train.num_workers,
             use_gpu=train.use_gpu,
-            resources_per_worker={"CPU": train.cpus_per_worker, **({"GPU": 1} if train.use_gpu else {})},
+            resources_per_worker=bundle_of(train),
         ),
         run_config=ray.train.RunConfig(
             # The same name and storage continue: Ray Train finds its own state there.
@@ -175,35 +182,12 @@ def _fit(config: Config, folder: run.RunFolder, job: TrainJob) -> str:
             failure_config=ray.train.FailureConfig(max_failures=train.max_failures),
             checkpoint_config=ray.train.CheckpointConfig(num_to_keep=train.num_checkpoints),
             logging_config=ray.train.LoggingConfig(log_level="ERROR"),
+            callbacks=[LostWorkers(job.notices)],
             worker_runtime_env=compute_env(use_gpu=train.use_gpu),
         ),
     )
     try:
-        return str(trainer.fit().return_value)
+        with paced(train):
+            return str(trainer.fit().return_value)
     except TrainingFailedError as error:
-        raise RuntimeError(f"training failed: {error}") from error
-
-
-def _assemble(config: Config, folder: run.RunFolder, weights: Path, model: Base, run_id: str, plan: Plan) -> None:
-    """Weights, tokenizer, contract and a record of where they come from, in place at once."""
-    with run.complete_folder(folder.model) as unfinished:
-        shutil.copytree(weights, unfinished, dirs_exist_ok=True)
-        for pattern in ("tokenizer*", "special_tokens_map.json", "*.jinja", "generation_config.json"):
-            for file in model.folder.glob(pattern):
-                shutil.copy(file, unfinished)
-        contract = Contract.load(folder.contract)
-        contract.save(unfinished / "contract.json")
-        # For whoever loads the model without the contract; a base may come without a template.
-        (unfinished / "chat_template.jinja").write_text(contract.standalone_template)
-        record = {
-            "base": model.name,
-            "base_folder": str(model.folder),
-            "base_digest": model.digest,
-            "contract_digest": contract.digest,
-            "packs_digest": prepare.find(config).manifest["digest"],
-            "mlflow_run_id": run_id,
-            "num_steps": plan.num_steps,
-            "lora": config.model.lora is not None,
-        }
-        run.write_json(unfinished / run.MODEL_RECORD, record)
-    shutil.rmtree(weights)
+        raise RuntimeError(f"training failed: {explained(error)}") from error

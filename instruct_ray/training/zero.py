@@ -30,12 +30,21 @@ def deepspeed_config(
             "overlap_comm": train.use_gpu,
             "contiguous_gradients": True,
             "stage3_gather_16bit_weights_on_model_save": True,
+            **_offload(train),
         },
-        # torch's AdamW: nothing is compiled at run time.
+        # torch's AdamW, also where the optimizer is offloaded: nothing is compiled at run time.
         "zero_allow_untested_optimizer": True,
+        "zero_force_ds_cpu_optimizer": False,
         "checkpoint": {"load_universal": is_universal},
         "steps_per_print": 2**31,
     }
+
+
+def _offload(train: TrainConfig) -> dict[str, Any]:
+    """Page-locked memory is for copies to a GPU; on a CPU there is none."""
+    device = {"device": "cpu", "pin_memory": train.use_gpu}
+    chosen = {"offload_optimizer": train.offload.optimizer, "offload_param": train.offload.parameters}
+    return {name: device for name, is_chosen in chosen.items() if is_chosen}
 
 
 def _is_plain(train: TrainConfig) -> bool:
@@ -59,13 +68,12 @@ class ZeroEngine:
         # On the process group that Ray made; ZeRO-3 needs it while the model is built.
         deepspeed.init_distributed()
         config = deepspeed_config(train, packs_per_rank, world_size, is_universal=is_universal)
-        if train.zero_stage == 3:
-            # Kept while the model is built (it is found by weak reference), so that no rank ever holds all of it.
-            from transformers.integrations import HfDeepSpeedConfig  # noqa: PLC0415  (imports deepspeed)
-
-            self._hf_config = HfDeepSpeedConfig(config)
-        model = load()
+        model = _load_sharded(load, config) if train.zero_stage == 3 else load()
+        if train.compile:
+            model.compile()
         trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        # What is not trained comes from the base again: no checkpoint carries it.
+        self._has_frozen = len(trainable) < len(list(model.parameters()))
         # Fused: one pass over the memory, on CPU too.
         optimizer = torch.optim.AdamW(trainable, lr=train.learning_rate, weight_decay=train.weight_decay, fused=True)
         self.engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=config)
@@ -112,20 +120,50 @@ class ZeroEngine:
 
     def save(self, folder: Path, tag: str) -> None:
         """Write this rank's shards to a folder of its own; all ranks call it."""
-        self.engine.save_checkpoint(folder, tag=tag, save_latest=False)
+        self.engine.save_checkpoint(folder, tag=tag, save_latest=False, exclude_frozen_parameters=self._has_frozen)
 
     def load(self, folder: Path, tag: str) -> None:
         """Restore from a folder with the shards of all ranks, or a universal one if the engine was made for that."""
-        path, _ = self.engine.load_checkpoint(folder, tag=tag)
+        path, _ = self.engine.load_checkpoint(folder, tag=tag, load_module_strict=not self._has_frozen)
         if path is None:
             raise FileNotFoundError(f"{folder}: no checkpoint {tag}")
 
-    def full_state_dict(self) -> dict[str, Tensor] | None:
-        """The unsharded weights on rank 0, None elsewhere; all ranks call it."""
+    def full_state_dict(self, *, only_trained: bool = False) -> dict[str, Tensor] | None:
+        """The unsharded weights on rank 0, None elsewhere; all ranks call it. On request only those that are trained,
+        without frozen ones and buffers."""
         if self.engine.zero_optimization_stage() == 3:
-            state: dict[str, Tensor] | None = self.engine._zero3_consolidated_16bit_state_dict()
+            state: dict[str, Tensor] | None = self.engine._zero3_consolidated_16bit_state_dict(only_trained)
+        else:
+            state = dict(self.engine.module.state_dict()) if self.engine.global_rank == 0 else None
+        if state is None or not only_trained:
             return state
-        return dict(self.engine.module.state_dict()) if self.engine.global_rank == 0 else None
+        # Tied ones under each of their names.
+        parameters = dict(self.engine.module.named_parameters(remove_duplicate=False))
+        return {name: tensor for name, tensor in state.items() if name in parameters and parameters[name].requires_grad}
+
+
+def _load_sharded(load: Callable[[], nn.Module], config: dict[str, Any]) -> nn.Module:
+    """Build a model so that no rank ever holds all of it."""
+    from transformers.integrations import HfDeepSpeedConfig  # noqa: PLC0415  (imports deepspeed)
+
+    # Found by weak reference: models that are loaded later are whole again.
+    hf_config = HfDeepSpeedConfig(config)
+    model = load()
+    del hf_config
+    return model
+
+
+def weights_of(folder: Path, tag: str, zero_stage: int) -> dict[str, Tensor]:
+    """The unsharded trained weights of a checkpoint, read by one process without an engine."""
+    if zero_stage < 3:
+        # Every rank wrote all weights: the first one's will do. Pickled by DeepSpeed, and signed for by this run.
+        state = torch.load(folder / tag / "mp_rank_00_model_states.pt", map_location="cpu", weights_only=False)
+        return dict(state["module"])
+    _import_deepspeed(use_gpu=False)
+    # Imports deepspeed.
+    from deepspeed.utils.zero_to_fp32 import get_fp32_state_dict_from_zero_checkpoint  # noqa: PLC0415
+
+    return dict(get_fp32_state_dict_from_zero_checkpoint(str(folder), tag=tag, exclude_frozen_parameters=True))
 
 
 def _look_at_every_gradient(optimizer: Any) -> None:

@@ -6,24 +6,27 @@ python -m tests.bench.feed_sides stream|memory CONFIG.json
 import json
 import sys
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from instruct_ray.config import Config
+from instruct_ray.data.feed import stream
 from instruct_ray.data.prepare import prepare
-from instruct_ray.training import loop, trainer
+from instruct_ray.training import trainer
+from instruct_ray.training.job import TrainJob
+from instruct_ray.training.loop import work
 from jobs import runner
 
 
 def loop_from_memory(config: dict[str, Any]) -> str:
     """What a worker runs for `memory`: the real loop, but all packs are there before the first step begins."""
-    streamed = loop.stream
+    return work(TrainJob.model_validate(config["job"]), from_memory, config["score"])
 
-    def from_memory(*args: Any) -> Iterator[Any]:
-        yield from list(streamed(*args))
 
-    loop.stream = from_memory  # type: ignore[assignment]
-    return loop.train_loop_per_worker(config)
+def from_memory(*args: Any) -> Iterator[Any]:
+    """As `stream`, all at once."""
+    yield from list(stream(*args))
 
 
 def main() -> None:
@@ -35,7 +38,7 @@ def main() -> None:
         # Ray Train is handed this function in place of the other; everything else is the real thing.
         from tests.bench.feed_sides import loop_from_memory as by_name  # noqa: PLC0415  (workers import it by name)
 
-        trainer.train_loop_per_worker = by_name
+        trainer.fit = partial(trainer.fit, loop=by_name)
     prepare(config, runner.connect)
     trainer.tune(config, lambda _: None, runner.connect)
     runner.disconnect()

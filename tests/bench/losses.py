@@ -11,9 +11,9 @@ from transformers import AutoConfig
 
 from instruct_ray.config import TrainConfig
 from instruct_ray.data.packing import IGNORE_INDEX, Example, Pack
-from instruct_ray.training.attention import MaskLayout
-from instruct_ray.training.loss import pack_loss
-from instruct_ray.training.model import load_model, packed_implementation
+from instruct_ray.training.modeling.attention import MaskLayout
+from instruct_ray.training.modeling.loss import pack_loss
+from instruct_ray.training.modeling.model import load_model, packed_implementation
 
 CPU = torch.device("cpu")
 
@@ -35,6 +35,7 @@ class Tuned:
 
     def packed(self, packs: Sequence[Pack]) -> Tensor:
         """Summed loss of the packs' trained tokens."""
+        self.model.set_attn_implementation(self.layout.implementation)  # type: ignore[operator]
         return torch.stack([pack_loss(self.model, pack, CPU, self.layout) for pack in packs]).sum()
 
     def padded(self, examples: Sequence[Example]) -> Tensor:
@@ -66,6 +67,8 @@ class Tuned:
             inputs_BL[row, : len(inputs)] = torch.from_numpy(inputs)
             labels_BL[row, : len(labels)] = torch.from_numpy(labels)
             mask_BL[row, : len(inputs)] = 1
+        # As plain transformers would.
+        self.model.set_attn_implementation("sdpa")  # type: ignore[operator]
         decoder: nn.Module = self.model.get_decoder()  # type: ignore[operator]
         hidden_BLD = decoder(input_ids=inputs_BL, attention_mask=mask_BL, use_cache=False).last_hidden_state
         rows_N, positions_N = (labels_BL != IGNORE_INDEX).nonzero(as_tuple=True)

@@ -14,7 +14,7 @@ import yaml
 from instruct_ray.config import Config
 from instruct_ray.data.packing import Example, Pack
 from instruct_ray.data.prepare import find
-from instruct_ray.training.trainer import plan_of
+from instruct_ray.training.job import plan_of
 from tests.bench.examples import bench_config, examples_of, renderer_of, resolve_base
 from tests.bench.machine import CORES, environment, run_python
 from tests.bench.rows import Row, line_starts, write_jsonl

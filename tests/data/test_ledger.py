@@ -42,7 +42,7 @@ def test_only_rows_in_use_count_as_cut() -> None:
     entries = Ledger(["a"])
     for fate in FATES:
         entries.add(Entry("0:0", b"", fate, was_cut=True))
-    assert entries.num_cut == 2
+    assert entries.num_cut == 3
 
 
 def test_totals_name_every_fate_and_have_to_add_up() -> None:

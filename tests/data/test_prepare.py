@@ -52,6 +52,21 @@ def test_every_row_is_in_a_pack_or_held_out(make_config: Callable[..., Config]) 
     assert Contract.load(RunFolder.of(config).contract).digest == manifest["contract_digest"]
 
 
+def test_rows_for_validation_are_taken_from_those_to_train_on(make_config: Callable[..., Config]) -> None:
+    plain, split = (
+        make_config(run={"name": name}, data={"validation_fraction": fraction})
+        for name, fraction in (("plain", 0.0), ("split", 0.25))
+    )
+    fates = [prepare(config, no_start).dataset.manifest["fates"] for config in (plain, split)]
+    assert fates[0]["validation"] == 0
+    assert 0 < fates[1]["validation"] == fates[0]["trained"] - fates[1]["trained"]
+    texts = [RunFolder.of(config).test.read_text() for config in (plain, split)]
+    assert texts[0] == texts[1]
+    ids = [json.loads(line)["id"] for line in RunFolder.of(split).validation.read_text().splitlines()]
+    assert len(ids) == fates[1]["validation"]
+    assert not set(ids) & {json.loads(line)["id"] for line in texts[1].splitlines()}
+
+
 def test_packs_are_smaller_than_their_rows(make_config: Callable[..., Config]) -> None:
     manifest = prepare(make_config(), no_start).dataset.manifest
     assert manifest["num_computed_tokens"] < 0.8 * manifest["num_tokens"]

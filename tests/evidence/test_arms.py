@@ -21,7 +21,7 @@ def test_examples_are_training_rows_with_different_outputs(make_config: Callable
     prepare(config, no_start)
     chosen = choose_examples(config)
     assert {row.output for row in chosen} == {"High", "Medium", "Low"}
-    assert not any(row.is_test(config.data.test_fraction) for row in chosen)
+    assert not any(row.side(config.data.test_fraction) == "test" for row in chosen)
     assert chosen == choose_examples(config)
 
 

@@ -1,6 +1,7 @@
 """Bad input: one clear line, exit code 2, nothing half made."""
 
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -10,7 +11,8 @@ import pytest
 import yaml
 
 from instruct_ray.config import Config
-from jobs import evaluate, prepare, register, runner, serve, tune
+from instruct_ray.data.rendering.templates import make_renderer
+from jobs import evaluate, generate, prepare, register, runner, serve, tune
 
 ROOT = Path(__file__).parents[2]
 
@@ -78,6 +80,44 @@ def test_an_arrow_without_its_predecessor(
 ) -> None:
     assert f"python -m {before}" in refusal(job)
     assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize(
+    ("model", "said"),
+    [
+        (None, "no tuned model; run `python -m jobs.tune` with this config, or name a --model"),
+        ("/nowhere", "--model: no folder /nowhere"),
+        ("models:/tiny@champion", "nothing is registered"),
+    ],
+)
+def test_generating_with_a_model_that_is_not_there(
+    refusal: Callable[..., str], tmp_path: Path, triples_file: Path, model: str | None, said: str
+) -> None:
+    class Job:
+        @staticmethod
+        def main(config: Config) -> None:
+            generate.main(config, model, tmp_path / "answers")
+
+    assert said in refusal(Job)
+    assert not (tmp_path / "answers").exists()
+
+
+def test_generating_from_an_input_that_is_not_there(
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    config_file: Path,
+    base_folder: Path,
+    tmp_path: Path,
+) -> None:
+    model = Path(shutil.copytree(base_folder, tmp_path / "model"))
+    make_renderer(model, None).contract.save(model / "contract.json")
+    monkeypatch.setattr(runner, "disconnect", lambda: None)
+    arguments = ["--config", str(config_file), "--input", "/nowhere/q: 1.jsonl", "--output", "/nowhere/out"]
+    monkeypatch.setattr(sys, "argv", ["generate", *arguments, "--model", str(model)])
+    with pytest.raises(SystemExit) as stopped:
+        generate.cli()
+    assert stopped.value.code == 2
+    assert capsys.readouterr().err == "error: data.sources: no file /nowhere/q: 1.jsonl\n"
 
 
 def test_the_program_itself_exits_with_2(config_file: Path) -> None:

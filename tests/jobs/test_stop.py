@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 
 from instruct_ray.config import Config
 from instruct_ray.run import RunFolder
-from instruct_ray.tracking import tracking_uri
+from instruct_ray.tracking.client import tracking_uri
 
 TRAIN = {"epochs": 40, "examples_per_step": 12, "checkpoint_every": 10**6, "num_workers": 1, "zero_stage": 1}
 

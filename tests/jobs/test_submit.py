@@ -1,23 +1,27 @@
 """The same jobs by `ray job submit` against a running cluster that asks for a token."""
 
+import json
 import os
 import shutil
 import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import mlflow
 import psutil
 import pytest
 import yaml
 
 from instruct_ray.config import Config
 from instruct_ray.run import RunFolder
+from instruct_ray.tracking.client import tracking_uri
 
 ROOT = Path(__file__).parents[2]
 BIN = Path(sys.executable).parent
@@ -45,6 +49,8 @@ def dashboard(environment: dict[str, str]) -> Iterator[str]:
     port = free_port()
     command = [BIN / "ray", "start", "--head", "--block", "--num-cpus=4", f"--temp-dir={folder}"]
     command += [f"--port={free_port()}", f"--dashboard-port={port}", "--dashboard-host=127.0.0.1"]
+    # Another cluster of this machine, such as the other tests', has the usual port of the agent that starts jobs.
+    command += [f"--dashboard-agent-listen-port={free_port()}"]
     head = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     address = f"http://127.0.0.1:{port}"
     deadline = time.monotonic() + 120
@@ -78,8 +84,8 @@ def submit(
     path = tmp_path / "config.yaml"
     path.write_text(yaml.safe_dump(make_config(model={"lora": {"rank": 4}}).model_dump(mode="json")))
 
-    def run(job: str, *overrides: str) -> subprocess.CompletedProcess[str]:
-        command = [BIN / "ray", "job", "submit", "--address", dashboard, "--working-dir", ROOT, "--"]
+    def run(job: str, *overrides: str, options: tuple[str, ...] = ()) -> subprocess.CompletedProcess[str]:
+        command = [BIN / "ray", "job", "submit", "--address", dashboard, "--working-dir", ROOT, *options, "--"]
         command += ["python", "-m", job, "--config", path, *overrides]
         # The dashboard answers before the agent that starts jobs does: on a busy machine seconds before.
         for _ in range(30):
@@ -107,6 +113,45 @@ def test_a_failing_config_shows_why_in_its_last_line(submit: Callable[..., subpr
     assert done.returncode == 1
     assert "failed" in done.stdout
     assert done.stdout.strip().splitlines()[-1].endswith("unknown key train.epoch; did you mean epochs?")
+
+
+@pytest.mark.slow
+def test_ray_job_stop_commits_a_checkpoint(
+    submit: Callable[..., subprocess.CompletedProcess[str]],
+    make_config: Callable[..., Config],
+    dashboard: str,
+    environment: dict[str, str],
+    tmp_path: Path,
+) -> None:
+    """F6: within the grace that RAY_JOB_STOP_WAIT_TIME_S gives; Ray's default is 3 s."""
+    folder = RunFolder.of(make_config())
+    assert submit("jobs.prepare").returncode == 0
+    long = ("train.epochs=60", "train.checkpoint_every=1000000")
+
+    def stop() -> None:
+        while not folder.metrics.exists() or folder.metrics.read_bytes().count(b"\n") < 5:
+            time.sleep(0.05)
+        command = [BIN / "ray", "job", "stop", "--address", dashboard, "to-be-stopped"]
+        subprocess.run(command, env=environment, capture_output=True, check=True, timeout=120)
+
+    stopper = threading.Thread(target=stop, daemon=True)
+    stopper.start()
+    grace = json.dumps({"env_vars": {"RAY_JOB_STOP_WAIT_TIME_S": "60"}})
+    done = submit("jobs.tune", *long, options=("--submission-id=to-be-stopped", f"--runtime-env-json={grace}"))
+    stopper.join(timeout=1)
+    assert not stopper.is_alive()
+    assert "was stopped" in done.stdout, done.stdout + done.stderr
+    num_steps = folder.metrics.read_bytes().count(b"\n")
+    assert [path.name[:18] for path in folder.train.glob("checkpoint-*")] == [f"checkpoint-{num_steps:07d}"]
+    assert not folder.model.exists()
+    run_id = json.loads((folder.path / "mlflow.json").read_text())["run_id"]
+    client = mlflow.MlflowClient(tracking_uri(make_config()))
+    assert client.get_run(run_id).info.status == "KILLED"
+
+    assert submit("jobs.tune", *long).returncode == 0
+    assert client.get_run(run_id).info.status == "FINISHED"
+    steps = [json.loads(line)["step"] for line in folder.metrics.read_text().splitlines()]
+    assert steps == list(range(1, len(steps) + 1))
 
 
 def test_without_the_token_nothing_is_accepted(dashboard: str) -> None:

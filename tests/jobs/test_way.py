@@ -22,8 +22,8 @@ from instruct_ray.inference.engine import Sampling, complete
 from instruct_ray.inference.transformers_engine import TransformersEngine
 from instruct_ray.registry.versions import Registry
 from instruct_ray.run import RunFolder
-from instruct_ray.tracking import tracking_uri
-from jobs import evaluate, prepare, register, serve, tune
+from instruct_ray.tracking.client import tracking_uri
+from jobs import evaluate, generate, prepare, register, serve, tune
 from tests.fakes import say_nothing
 
 PORT = 8765
@@ -100,6 +100,16 @@ def test_a_registration_killed_before_its_end_makes_no_second_version(config: Co
     RunFolder.of(config).version.unlink()
     register.main(config)
     assert Registry(tracking_uri(config)).aliases("tiny") == {"champion": "1"}
+
+
+def test_a_file_is_answered_by_the_version(config: Config, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    outputs = [tmp_path / "of_version", tmp_path / "of_run"]
+    for output, model in zip(outputs, ("models:/tiny@champion", None), strict=True):
+        generate.main(config, model, output)
+        assert "generated: 64 rows" in capsys.readouterr().out
+    of_version, of_run = (["".join(part.read_text() for part in sorted(o.glob("part-*")))] for o in outputs)
+    assert of_version == of_run
+    assert {json.loads(line)["finish_reason"] for line in of_version[0].splitlines()} <= {"stop", "length"}
 
 
 def test_the_run_is_in_mlflow_with_its_metrics(config: Config) -> None:

@@ -1,16 +1,9 @@
 """Registering over HTTP, with a real MLflow server."""
 
 import json
-import socket
-import subprocess
-import sys
-import time
-import urllib.error
-import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import psutil
 import pytest
 
 from instruct_ray import run
@@ -19,43 +12,18 @@ from instruct_ray.data.rendering.templates import make_renderer
 from instruct_ray.errors import InputError
 from instruct_ray.registry.register import register
 from instruct_ray.registry.versions import Registry
-from instruct_ray.tracking import TrackedRun
+from instruct_ray.tracking.tracked_run import TrackedRun
 from tests.fakes import say_nothing
+from tests.mlflow_server import MlflowServer
 
 
 @pytest.fixture
 def server(tmp_path: Path) -> Iterator[str]:
     """An MLflow server that proxies artifacts; yields its URI."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
-    command += [
-        "--backend-store-uri",
-        f"sqlite:///{tmp_path}/server.db",
-        "--artifacts-destination",
-        str(tmp_path / "art"),
-    ]
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    uri = f"http://127.0.0.1:{port}"
-    deadline = time.monotonic() + 120
-    while not answers(f"{uri}/health"):
-        assert process.poll() is None, "the server ended"
-        assert time.monotonic() < deadline, "the server did not come up"
-        time.sleep(0.5)
-    yield uri
-    for child in psutil.Process(process.pid).children(recursive=True):
-        child.kill()
-    process.kill()
-    process.wait()
-
-
-def answers(url: str) -> bool:
-    try:
-        with urllib.request.urlopen(url, timeout=5) as response:
-            return bool(response.status == 200)
-    except (urllib.error.URLError, OSError):
-        return False
+    server = MlflowServer(tmp_path)
+    server.start()
+    yield server.uri
+    server.kill()
 
 
 def test_a_run_becomes_a_version_on_a_server(
@@ -63,11 +31,11 @@ def test_a_run_becomes_a_version_on_a_server(
 ) -> None:
     config = make_config(registry={"uri": server})
     folder = run.RunFolder.of(config)
-    run.write_text(folder.metrics, json.dumps({"step": 1, "loss": 2.5}) + "\n")
-    tracked = TrackedRun(config, None, folder.metrics, lambda record: None)
+    run.write_text(folder.metrics, json.dumps({"step": 1, "loss": 2.5, "lr": 1e-3, "time": 1.5e9}) + "\n")
+    tracked = TrackedRun(config, say_nothing)
     tracked.start()
-    tracked.finish("FINISHED")
-    names = ("base", "base_digest", "packs_digest")
+    assert tracked.finish("FINISHED")
+    names = ("base", "base_digest", "packs_digest", "form")
     contract = make_renderer(base_folder, None).contract
     contract.save(folder.model / "contract.json")
     ids = {"mlflow_run_id": tracked.id, "contract_digest": contract.digest}
@@ -82,7 +50,7 @@ def test_a_run_becomes_a_version_on_a_server(
     assert (files / "model.safetensors").read_text() == "weights"
     assert (files / "evidence.json").is_file()
     metrics = registry.client.get_run(tracked.id).data.metrics
-    assert metrics == {"loss": 2.5, "tuned.accuracy": 0.9}
+    assert metrics == {"loss": 2.5, "lr": 1e-3, "tuned.accuracy": 0.9}
 
     make_renderer(base_folder, "another system prompt").contract.save(folder.model / "contract.json")
     registry.client.log_model_artifact(

@@ -12,9 +12,8 @@ import torch.distributed as dist
 from torch import nn
 
 from instruct_ray.config import TrainConfig
+from instruct_ray.training.modeling.model import DTYPES
 from instruct_ray.training.zero import ZeroEngine
-
-DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 
 
 def main(stage: str, precision: str) -> None:

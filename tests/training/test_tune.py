@@ -27,8 +27,9 @@ from instruct_ray.data.rendering.renderer import load_renderer
 from instruct_ray.errors import InputError
 from instruct_ray.inference.loading import load_for_inference
 from instruct_ray.run import RunFolder
-from instruct_ray.training.proof import PackingProof
-from instruct_ray.training.trainer import PACKING_PROOF, tune
+from instruct_ray.training.job import PACKING_PROOF
+from instruct_ray.training.modeling.proof import PackingProof
+from instruct_ray.training.trainer import tune
 from tests.fakes import no_start, say_nothing
 from tests.training.tiny_models import CONFIGS
 

@@ -19,8 +19,8 @@ from transformers import (
 )
 
 from instruct_ray.data.packing import Example
-from instruct_ray.training.attention import MaskLayout
-from instruct_ray.training.model import packed_implementation, plain_implementation
+from instruct_ray.training.modeling.attention import MaskLayout
+from instruct_ray.training.modeling.model import packed_implementation, plain_implementation
 
 CPU = torch.device("cpu")
 SIZES = {

@@ -16,7 +16,7 @@ from instruct_ray.data.reading.sources import SourceFile
 from instruct_ray.data.reading.triples import parse
 from instruct_ray.data.rendering.fitting import Fitted, TooLong, fit
 from instruct_ray.data.rendering.renderer import Renderer
-from instruct_ray.data.rendering.templates import make_renderer
+from instruct_ray.data.rendering.templates import renderer_of
 from instruct_ray.data.spool import Row
 from instruct_ray.errors import InputError
 
@@ -54,7 +54,7 @@ def preview(config: Config, num_rows: int) -> Preview:
     if not 1 <= num_rows <= MAX_ROWS:
         raise InputError(f"-n {num_rows}: from 1 to {MAX_ROWS} rows can be previewed")
     files = sources.find_files(config.data.sources, config.run.storage / "sources")
-    renderer = make_renderer(base.resolve(config).folder, config.data.system_prompt)
+    renderer = renderer_of(base.resolve(config), config.data.system_prompt)
     found = Preview(renderer, config.data.pack_tokens)
     places = Places(files, short_names([file.uri for file in files]))
     _Selection(config, renderer, places, found).select(files, num_rows)
@@ -100,7 +100,7 @@ class _Selection:
             return "set aside"
         if isinstance(fitted, TooLong):
             return "too long"
-        if fitted.original.is_test(self.data.test_fraction):
+        if fitted.original.side(self.data.test_fraction, self.data.validation_fraction) != "train":
             return "held out"
         if not num_copies(source.weight, self.seed, row_id):
             return "left out by a weight"

@@ -38,6 +38,7 @@ NUM_BARS = 32
 FATES: dict[Fate, tuple[str, str]] = {
     "trained": ("to train on", "in the packs"),
     "test": ("held out", "for evidence, never trained on"),
+    "validation": ("for validation", "scored while a model is trained, never trained on"),
     "duplicate": ("duplicates", "equal to an earlier row, which stands for them"),
     "near_duplicate": ("near duplicates", "too similar to a held-out row to be trained on"),
     "too_long": ("too long", "longer than data.max_tokens or a pack"),

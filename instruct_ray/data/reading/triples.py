@@ -4,7 +4,7 @@ import hashlib
 import reprlib
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, get_args
+from typing import Any, Literal, get_args
 
 from instruct_ray.config import ColumnName, SourceConfig
 from instruct_ray.data.reading.records import RowError
@@ -12,6 +12,8 @@ from instruct_ray.data.reading.records import RowError
 ROLES = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant", "system": "system"}
 COLUMNS: tuple[ColumnName, ...] = get_args(ColumnName)
 MAX_SHOWN_KEYS = 6
+HeldOutSide = Literal["validation", "test"]
+Side = HeldOutSide | Literal["train"]
 
 
 @dataclass(frozen=True)
@@ -61,10 +63,13 @@ class Triple:
         text = "".join(f"{len(part)}:{part}" for part in parts)
         return hashlib.blake2b(text.encode(), digest_size=16).digest()
 
-    def is_test(self, fraction: float) -> bool:
-        """Whether the row is held out: a hash of `split_key`, so the same on every machine and for every order."""
-        bucket = int.from_bytes(hashlib.sha256(self.split_key.encode()).digest()[:8], "big")
-        return bucket < fraction * 2**64
+    def side(self, test_fraction: float, validation_fraction: float = 0.0) -> Side:
+        """Where the row goes, by a hash of `split_key`: the same on every machine and for every order of the rows. What
+        is a test row does not depend on how many are for validation."""
+        bucket = int.from_bytes(hashlib.sha256(self.split_key.encode()).digest()[:8], "big") / 2**64
+        if bucket < test_fraction:
+            return "test"
+        return "validation" if bucket < test_fraction + validation_fraction else "train"
 
 
 def columns_of(source: SourceConfig) -> frozenset[str]:
@@ -72,8 +77,8 @@ def columns_of(source: SourceConfig) -> frozenset[str]:
     return frozenset(source.columns.get(name, name) for name in COLUMNS)
 
 
-def parse(row: Any, default_id: str, source: SourceConfig) -> Triple:
-    """A record's value -> a triple.
+def parse(row: Any, default_id: str, source: SourceConfig, *, needs_output: bool = True) -> Triple:
+    """A record's value -> a triple; without `needs_output` an answer is not looked at, and the triple's is empty.
 
     Raises:
         RowError: it is no object, or a field is missing, not text, or empty; says which.
@@ -85,14 +90,14 @@ def parse(row: Any, default_id: str, source: SourceConfig) -> Triple:
     fields = _Fields(row, source.columns)
     row_id = _id(fields, default_id)
     if source.format == "messages" or (source.format == "auto" and fields["messages"] is not None):
-        return _from_chat(row_id, fields, "messages")
+        return _from_chat(row_id, fields, "messages", needs_output=needs_output)
     if source.format == "sharegpt" or (source.format == "auto" and fields["conversations"] is not None):
-        return _from_chat(row_id, fields, "conversations")
+        return _from_chat(row_id, fields, "conversations", needs_output=needs_output)
     return Triple(
         row_id,
         fields.text("instruction", "nothing to ask"),
         fields.optional_text("input"),
-        fields.text("output", "nothing to train on"),
+        fields.text("output", "nothing to train on") if needs_output else "",
         fields.optional_text("system") or None,
         _history(fields),
     )
@@ -161,7 +166,7 @@ def _history(fields: _Fields) -> tuple[tuple[str, str], ...]:
     return tuple((question, answer) for question, answer in turns)
 
 
-def _from_chat(row_id: str, fields: _Fields, column: ColumnName) -> Triple:
+def _from_chat(row_id: str, fields: _Fields, column: ColumnName, *, needs_output: bool) -> Triple:
     turns, name = fields[column], fields.name(column)
     if turns is None:
         raise fields.missing(column)
@@ -171,12 +176,14 @@ def _from_chat(row_id: str, fields: _Fields, column: ColumnName) -> Triple:
     system = fields.optional_text("system")
     if said and said[0][0] == "system":
         system = said.pop(0)[1]
+    if not needs_output:
+        said = [*(said[:-1] if said and said[-1][0] == "assistant" else said), ("assistant", "")]
     if not said or said[-1][0] != "assistant":
         raise RowError("no_answer", f"has {name} whose last turn is not the assistant's: nothing to train on")
     if [role for role, _ in said] != ["user", "assistant"] * (len(said) // 2):
         raise RowError("roles", f"has {name} in which user and assistant do not take turns, the user first")
     texts = [text for _, text in said]
-    if not all(text.strip() for text in texts):
+    if not all(text.strip() for text in (texts if needs_output else texts[:-1])):
         raise RowError("empty_field", f"has an empty turn in {name}")
     history = tuple(zip(texts[:-2:2], texts[1:-2:2], strict=True))
     return Triple(row_id, texts[-2], "", texts[-1], system if system.strip() else None, history)

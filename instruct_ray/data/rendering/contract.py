@@ -11,6 +11,8 @@ from transformers import PreTrainedTokenizerBase
 from instruct_ray.errors import InputError
 from instruct_ray.run import write_json
 
+# In a model's folder.
+CONTRACT = "contract.json"
 # Raised only when the same chat would become other tokens.
 CONTRACT_VERSION = 1
 # Fields that came later: they count in the digest only where they change something, so old models keep theirs.

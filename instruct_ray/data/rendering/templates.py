@@ -7,9 +7,10 @@ from typing import Any
 
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
+from instruct_ray.base import Base
 from instruct_ray.data.rendering.chat_template import ChatTemplate
-from instruct_ray.data.rendering.contract import Contract, Message, tokenizer_digest
-from instruct_ray.data.rendering.renderer import Renderer
+from instruct_ray.data.rendering.contract import CONTRACT, Contract, Message, tokenizer_digest
+from instruct_ray.data.rendering.renderer import Renderer, load_renderer
 from instruct_ray.errors import InputError
 
 LAYOUT = "{instruction}\n\n{input}"
@@ -31,6 +32,24 @@ PROBE_ANSWERS = (PROBE, "12", "Yes (it is),\nall of it.", "Low \n")
 # Tried in turn: some templates write a block of thoughts in front of an answer unless they are told not to.
 TEMPLATE_OPTIONS: tuple[dict[str, Any], ...] = ({}, {"enable_thinking": False})
 WHITE_SPACE = "".join(char for char in map(chr, range(sys.maxunicode + 1)) if char.isspace())
+
+
+def renderer_of(base: Base, system_prompt: str | None) -> Renderer:
+    """The renderer for a base model. One that an earlier run tuned keeps to its contract.
+
+    Raises:
+        InputError: as `make_renderer`, or the contract of the earlier run has another system prompt or tokenizer.
+    """
+    if not (base.start / CONTRACT).is_file():
+        return make_renderer(base.folder, system_prompt)
+    renderer = load_renderer(base.start)
+    found, wanted = renderer.contract, replace(renderer.contract, system_prompt=system_prompt)
+    if found.digest != wanted.digest:
+        raise InputError(
+            f"data.system_prompt: {base.name} was tuned by contract {found.digest[:12]} with the system prompt "
+            f"{found.system_prompt!r}, {system_prompt!r} would make it {wanted.digest[:12]}; write the same one"
+        )
+    return renderer
 
 
 def make_renderer(base: Path, system_prompt: str | None) -> Renderer:

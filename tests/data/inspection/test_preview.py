@@ -36,7 +36,7 @@ def row(number: int, instruction: str = "How bad is it?") -> Row:
 
 
 def is_test(values: Row) -> bool:
-    return Triple("", str(values["instruction"]), str(values["input"]), "").is_test(0.25)
+    return Triple("", str(values["instruction"]), str(values["input"]), "").side(0.25) == "test"
 
 
 def drawn(found: Preview, *, terminal: bool = False) -> str:

@@ -31,7 +31,7 @@ def noise(seed: str) -> str:
 
 
 def is_held_out(text: str) -> bool:
-    return Triple("", "Rate", text, "High").is_test(FRACTION)
+    return Triple("", "Rate", text, "High").side(FRACTION) == "test"
 
 
 def near(text: str) -> str:

@@ -187,10 +187,32 @@ def test_chat_columns_are_renamed() -> None:
     assert triple_of(row, columns={"conversations": "dialog"}, format="sharegpt") == AS_TRIPLE
 
 
+@pytest.mark.parametrize("row", [{**GOOD, "output": 7}, {"instruction": "Rate", "input": "x"}, {**GOOD, "output": ""}])
+def test_a_question_may_come_without_an_answer_or_with_any(row: dict[str, Any]) -> None:
+    found = parse({**row, "id": None}, "0:7", config_of("x").sources[0], needs_output=False)
+    assert found == Triple("0:7", "Rate", "x", "")
+
+
+@pytest.mark.parametrize("chat", [CHAT, CHAT[:3], [*CHAT[:3], assistant("")]])
+def test_the_last_question_of_a_chat_is_asked(chat: list[dict[str, object]]) -> None:
+    source = config_of("x").sources[0]
+    assert parse({"messages": chat}, "0:7", source, needs_output=False) == Triple(
+        "0:7", "c", "", "", None, (("a", "b"),)
+    )
+
+
+@pytest.mark.parametrize(
+    "row", [{"messages": []}, {"messages": [assistant("a")]}, {"messages": [user(" ")]}, {"input": "x"}]
+)
+def test_nothing_to_ask_is_bad_without_an_answer_too(row: dict[str, Any]) -> None:
+    with pytest.raises(RowError):
+        parse(row, "0:7", config_of("x").sources[0], needs_output=False)
+
+
 def test_a_reworded_instruction_stays_on_its_side() -> None:
     texts = [f"report {number}" for number in range(200)]
-    sides = [Triple("a", "Rate this.", text, "x").is_test(0.25) for text in texts]
-    reworded = [Triple("b", "How bad?", f"  {text.upper()} ", "x").is_test(0.25) for text in texts]
+    sides = [Triple("a", "Rate this.", text, "x").side(0.25) == "test" for text in texts]
+    reworded = [Triple("b", "How bad?", f"  {text.upper()} ", "x").side(0.25) == "test" for text in texts]
     assert sides == reworded
     assert 20 < sum(sides) < 80
 

@@ -1,0 +1,27 @@
+"""A worker that failed -> a notice. Ray Train calls this in its controller, which then starts all workers again."""
+
+from pathlib import Path
+from typing import Any
+
+from ray.train import UserCallback
+
+from instruct_ray.training.notices import note
+
+MAX_CHARACTERS = 300
+
+
+class LostWorkers(UserCallback):
+    """Says which worker failed first to the eye, and how."""
+
+    def __init__(self, notices: Path) -> None:
+        self._notices = notices
+
+    def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
+        # One that died is the cause; the others only missed it in a collective.
+        rank, error = min(worker_exceptions.items(), key=lambda each: (not _has_died(each[1]), each[0]))
+        text = " ".join(str(vars(error).get("health_check_failure", error)).split())[:MAX_CHARACTERS]
+        note(self._notices, f"worker {rank} failed: {text}")
+
+
+def _has_died(error: Exception) -> bool:
+    return "health_check_failure" in vars(error)

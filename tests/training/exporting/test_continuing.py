@@ -1,0 +1,257 @@
+"""A run that goes on from what an earlier one left: its model, its adapter, or its version."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from peft import PeftModel
+from safetensors.torch import load_file, save_file
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from instruct_ray import base
+from instruct_ray.config import Config, LoraConfig
+from instruct_ray.data.prepare import find, prepare
+from instruct_ray.errors import InputError
+from instruct_ray.evidence.evaluate import evaluate
+from instruct_ray.inference.loading import load_for_inference
+from instruct_ray.registry.register import register
+from instruct_ray.registry.versions import Registry
+from instruct_ray.run import RunFolder
+from instruct_ray.tracking.client import tracking_uri
+from instruct_ray.training.modeling.adapters import check_same_adapter
+from instruct_ray.training.modeling.model import linear_layers
+from instruct_ray.training.trainer import tune
+from tests.fakes import never_start, no_start, say_nothing
+
+pytestmark = pytest.mark.usefixtures("ray_4_cpus")
+LORA = {"rank": 4, "alpha": 8}
+TRAIN = {
+    "epochs": 4,
+    "examples_per_step": 12,
+    "learning_rate": 1e-2,
+    "num_workers": 2,
+    "zero_stage": 2,
+    "precision": "fp32",
+    "warmup_fraction": 0.0,
+}
+IDS = torch.tensor([[5, 6, 7, 8]])
+
+
+def losses_of(config: Config) -> list[float]:
+    return [json.loads(line)["loss"] for line in RunFolder.of(config).metrics.read_text().splitlines()]
+
+
+@pytest.fixture(scope="module")
+def make(tmp_path_factory: pytest.TempPathFactory, base_folder: Path, triples_file: Path) -> Callable[..., Config]:
+    """Configs of one storage."""
+    storage = tmp_path_factory.mktemp("runs")
+
+    def make(name: str, **sections: dict[str, Any]) -> Config:
+        values: dict[str, Any] = {
+            "run": {"name": name, "storage": storage},
+            "model": {"base": str(base_folder)},
+            "data": {"sources": [triples_file], "test_fraction": 0.25, "pack_tokens": 128, "max_tokens": 128},
+            "train": TRAIN,
+            "evidence": {"max_new_tokens": 4, "num_latency_rows": 1, "num_few_shot": 1},
+            "registry": {"name": "tiny"},
+        }
+        for section, replaced in sections.items():
+            values[section] = values[section] | replaced
+        values["data"]["near_duplicates"] = None
+        return Config.model_validate(values)
+
+    return make
+
+
+@pytest.fixture(scope="module")
+def first(make: Callable[..., Config]) -> Config:
+    """A run that left an adapter, with evidence and a version."""
+    config = make("adapter", model={"lora": LORA})
+    prepare(config, no_start)
+    tune(config, say_nothing, no_start)
+    evaluate(config, say_nothing, no_start)
+    register(config, say_nothing)
+    return config
+
+
+@pytest.fixture(scope="module")
+def full(make: Callable[..., Config]) -> Config:
+    """A run that left all weights, with a system prompt."""
+    config = make("full", data={"system_prompt": "Be brief."}, train={"epochs": 8})
+    prepare(config, no_start)
+    tune(config, say_nothing, no_start)
+    return config
+
+
+def test_an_adapter_is_trained_on(make: Callable[..., Config], first: Config, base_folder: Path) -> None:
+    start = RunFolder.of(first).model
+    config = make("continued", model={"base": str(start), "lora": LORA}, train={"zero_stage": 3})
+    prepare(config, no_start)
+    tune(config, say_nothing, no_start)
+    before, after = losses_of(first), losses_of(config)
+    assert abs(after[0] - before[-1]) < 0.25 * (before[0] - before[-1])
+    assert after[-1] < before[-1]
+    folder = RunFolder.of(config).model
+    record = json.loads((folder / "instruct_ray.json").read_text())
+    assert (record["base"], record["form"]) == (str(start), "adapter")
+    assert record["base_folder_digest"] == base.resolve(first).digest != record["base_digest"]
+    # It stands on the same base as the one before it, in plain peft.
+    plain = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base_folder), folder)(IDS).logits
+    assert not torch.allclose(load_for_inference(start)(IDS).logits, plain, atol=1e-3)
+    # The zero-shot arm is what the run started from.
+    evaluate(config, say_nothing, no_start)
+    answers = [RunFolder.of(each).evidence.with_name("answers.jsonl").read_text() for each in (first, config)]
+    earlier, later = ([json.loads(line) for line in each.splitlines()] for each in answers)
+    assert [row["tuned"] for row in earlier] == [row["zero_shot"] for row in later]
+
+
+def test_the_first_step_is_the_adapters_own(make: Callable[..., Config], first: Config) -> None:
+    """Without learning nothing changes: what is trained is what was left."""
+    start = RunFolder.of(first).model
+    train = {"epochs": 1, "learning_rate": 1e-12}
+    config = make("still", model={"base": str(start), "lora": LORA}, train=train)
+    prepare(config, no_start)
+    tune(config, say_nothing, no_start)
+    expected, found = (load_file(RunFolder.of(each).model / "adapter_model.safetensors") for each in (first, config))
+    assert expected.keys() == found.keys()
+    for name, tensor in expected.items():
+        torch.testing.assert_close(found[name], tensor, rtol=1e-6, atol=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("lora", "words"),
+    [
+        ({"rank": 8, "alpha": 8}, r"model\.lora\.rank: 8 here, 4 in the adapter"),
+        ({"rank": 4, "alpha": 16}, r"model\.lora\.alpha: 16\.0 here, 8\.0 in the adapter"),
+        (LORA | {"targets": ["q_proj"]}, r"model\.lora\.targets: 12 layers, .* are adapted either here or in"),
+        (LORA | {"dora": True}, r"model\.lora\.dora: True here, False in"),
+        (None, r"model\.lora: model\.base is the adapter .* model\.lora\.merge=true"),
+    ],
+)
+def test_other_adapters_are_refused_by_name(
+    first: Config, base_folder: Path, lora: dict[str, Any] | None, words: str
+) -> None:
+    layers = linear_layers(AutoConfig.from_pretrained(base_folder))
+    with pytest.raises(InputError, match=words):
+        check_same_adapter(RunFolder.of(first).model, lora and LoraConfig.model_validate(lora), layers)
+
+
+def test_the_same_targets_in_other_words_are_the_same(first: Config, base_folder: Path) -> None:
+    names = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+    layers = linear_layers(AutoConfig.from_pretrained(base_folder))
+    check_same_adapter(RunFolder.of(first).model, LoraConfig(rank=4, alpha=8, targets=names), layers)
+
+
+def test_they_are_refused_before_a_worker_starts(make: Callable[..., Config], first: Config) -> None:
+    config = make("other", model={"base": str(RunFolder.of(first).model), "lora": {"rank": 8, "alpha": 8}})
+    prepare(config, no_start)
+    with pytest.raises(InputError, match=r"model\.lora\.rank: 8 here, 4 in the adapter"):
+        tune(config, say_nothing, never_start)
+
+
+def test_another_contract_is_refused(make: Callable[..., Config], first: Config, full: Config) -> None:
+    for earlier, prompt in ((first, "Be brief."), (full, None)):
+        config = make("never", model={"base": str(RunFolder.of(earlier).model)}, data={"system_prompt": prompt})
+        with pytest.raises(InputError, match=r"data\.system_prompt: .* was tuned by contract [0-9a-f]{12} "):
+            prepare(config, never_start)
+        assert not RunFolder.of(config).path.exists()
+
+
+def test_all_weights_are_trained_on(make: Callable[..., Config], full: Config) -> None:
+    start = RunFolder.of(full).model
+    config = make("full-2", model={"base": str(start)}, data={"system_prompt": "Be brief."})
+    prepare(config, no_start)
+    assert find(config).manifest["contract_digest"] == find(full).manifest["contract_digest"]
+    tune(config, say_nothing, no_start)
+    before, after = losses_of(full), losses_of(config)
+    assert abs(after[0] - before[-1]) < 0.25 * (before[0] - before[-1])
+    assert base.resolve(config).start == start
+
+
+def test_a_version_is_trained_on_and_stays_the_same_when_its_alias_moves(
+    make: Callable[..., Config], first: Config
+) -> None:
+    config = make("version", model={"base": "models:/tiny@champion", "lora": LORA}, train={"epochs": 1})
+    prepare(config, no_start)
+    tune(config, say_nothing, no_start)
+    before, after = losses_of(first), losses_of(config)
+    assert abs(after[0] - before[-1]) < 0.25 * (before[0] - before[-1])
+    evaluate(config, say_nothing, no_start)
+    version, _ = register(config, say_nothing)
+    assert version.number == "2"
+    assert version.tags["base"] == "models:/tiny/1"
+    assert version.tags["form"] == "adapter"
+    assert Registry(tracking_uri(config)).aliases("tiny")["champion"] == "2"
+    found = base.resolve(config)
+    assert found.name == "models:/tiny/1"
+    assert tune(config, say_nothing, never_start).already_done
+    # One that begins now starts from the new one.
+    assert base.resolve(make("later", model={"base": "models:/tiny@champion"})).name == "models:/tiny/2"
+    assert base.resolve(make("later", model={"base": "models:/tiny/1"})).digest == found.digest
+
+
+def test_a_registered_adapter_answers_from_where_it_was_downloaded(first: Config, tmp_path: Path) -> None:
+    registry = Registry(tracking_uri(first))
+    folder = registry.download(registry.resolve("models:/tiny/1"), tmp_path)
+    expected = load_for_inference(RunFolder.of(first).model)(IDS).logits
+    torch.testing.assert_close(load_for_inference(folder)(IDS).logits, expected, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize(
+    ("reference", "words"),
+    [
+        ("models:/tiny@nobody", "has no alias nobody"),
+        ("models:/tiny/99", "has no version 99"),
+        ("models:/other@champion", "no registered model other"),
+        ("models:/tiny", "is no model reference"),
+    ],
+)
+def test_a_version_that_is_not_there_is_named(
+    make: Callable[..., Config], first: Config, reference: str, words: str
+) -> None:
+    with pytest.raises(InputError, match=words):
+        base.resolve(make("nowhere", model={"base": reference}))
+
+
+def test_a_registry_that_never_was_is_named(make_config: Callable[..., Config]) -> None:
+    with pytest.raises(InputError, match="nothing is registered under"):
+        base.resolve(make_config(model={"base": "models:/tiny@champion"}))
+
+
+def test_an_adapter_whose_base_changed_is_refused(
+    make: Callable[..., Config], first: Config, base_folder: Path, tmp_path: Path
+) -> None:
+    other, adapter = tmp_path / "base", tmp_path / "adapter"
+    shutil.copytree(base_folder, other)
+    shutil.copytree(RunFolder.of(first).model, adapter)
+    record = json.loads((adapter / "instruct_ray.json").read_text())
+    (adapter / "instruct_ray.json").write_text(json.dumps(record | {"base_folder": str(other)}))
+    config = make("changed", model={"base": str(adapter)})
+    assert base.resolve(config).adapter == adapter
+    weights = load_file(other / "model.safetensors")
+    save_file({name: tensor + 1 for name, tensor in weights.items()}, other / "model.safetensors", {"format": "pt"})
+    with pytest.raises(InputError, match=r"was trained on [0-9a-f]{12}, .*base now holds [0-9a-f]{12}"):
+        base.resolve(config)
+    shutil.rmtree(other)
+    with pytest.raises(InputError, match=r"belongs to the model in .*base, which is not there"):
+        base.resolve(config)
+
+
+def test_an_adapter_of_others_is_refused(make: Callable[..., Config], first: Config, tmp_path: Path) -> None:
+    shutil.copytree(RunFolder.of(first).model, tmp_path / "adapter")
+    (tmp_path / "adapter" / "instruct_ray.json").unlink()
+    with pytest.raises(InputError, match=r"is no adapter of this system: it has no instruct_ray\.json"):
+        base.resolve(make("others", model={"base": str(tmp_path / "adapter")}))
+
+
+@pytest.mark.parametrize("reference", ["models:/tiny/1", None])
+def test_random_weights_of_what_is_trained_on_are_refused(
+    make: Callable[..., Config], first: Config, reference: str | None
+) -> None:
+    name = reference or str(RunFolder.of(first).model)
+    with pytest.raises(InputError, match=r"model\.random_init: .* is trained on as it is"):
+        base.resolve(make("random", model={"base": name, "random_init": {"num_hidden_layers": 1}}))

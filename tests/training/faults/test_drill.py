@@ -1,0 +1,76 @@
+"""A user's own run is drilled: the verdict is right, and the run is not touched."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from instruct_ray.config import Config
+from instruct_ray.data.prepare import find, prepare
+from instruct_ray.errors import InputError
+from instruct_ray.run import RunFolder
+from instruct_ray.training.faults import drill
+from instruct_ray.training.faults.drill import NUM_STEPS, Drilled, short_plan
+from instruct_ray.training.job import plan_of
+from tests.fakes import no_start, say_nothing
+
+
+@pytest.mark.usefixtures("ray_4_cpus")
+def test_a_drilled_run_recovers_and_is_not_touched(make_config: Callable[..., Config]) -> None:
+    config = make_config(train={"examples_per_step": 12, "num_workers": 2, "zero_stage": 3})
+    prepare(config, no_start)
+    folder = RunFolder.of(config).path
+    before = {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
+    found = drill.drill(config, say_nothing, no_start)
+    assert found.passed
+    # Whole epochs of the six packs there are.
+    assert found.num_steps == 12 >= NUM_STEPS
+    assert found.num_rows > find(config).num_train
+    # Killed with 5 steps done, of which 3 were in a checkpoint.
+    assert found.num_wasted in (2, 3)
+    assert 1 < found.seconds < 60
+    assert {path: path.stat().st_mtime_ns for path in folder.rglob("*")} == before
+    assert list(folder.parent.iterdir()) == [folder]
+
+
+@pytest.mark.parametrize(("examples_per_step", "num_steps"), [(1, 12), (12, 12), (48, 8)])
+@pytest.mark.usefixtures("ray_4_cpus")
+def test_the_short_plan_has_the_steps_of_the_real_one(
+    make_config: Callable[..., Config], examples_per_step: int, num_steps: int
+) -> None:
+    config = make_config(train={"examples_per_step": examples_per_step})
+    prepare(config, no_start)
+    dataset = find(config)
+    plan = short_plan(config, dataset)
+    assert plan.packs_per_step == plan_of(config, dataset).packs_per_step
+    assert plan.num_steps == num_steps
+    assert all(index < dataset.num_packs for step in range(plan.num_steps) for index in plan.packs(step))
+
+
+def test_a_run_that_is_not_prepared_is_refused(make_config: Callable[..., Config]) -> None:
+    with pytest.raises(InputError, match=r"run `python -m jobs.prepare`"):
+        drill.drill(make_config(), say_nothing, no_start)
+
+
+@pytest.mark.parametrize(
+    ("other", "difference"),
+    [
+        ({"a": [1.0, 2.0]}, 0.0),
+        ({"a": [1.0, 2.5]}, 0.5),
+        ({"a": [1.0, float("nan")]}, float("inf")),
+        ({"b": [1.0]}, float("inf")),
+    ],
+)
+def test_weights_are_compared(tmp_path: Path, other: dict[str, list[float]], difference: float) -> None:
+    for name, weights in (("one", {"a": [1.0, 2.0]}), ("other", other)):
+        (tmp_path / name).mkdir()
+        tensors = {key: torch.tensor(value) for key, value in weights.items()}
+        save_file(tensors, tmp_path / name / "model.safetensors")
+    assert drill._difference(tmp_path / "one", tmp_path / "other") == difference
+
+
+@pytest.mark.parametrize(("has_same_rows", "difference"), [(False, 0.0), (True, 1e-9), (True, float("inf"))])
+def test_any_trace_of_the_kill_fails(has_same_rows: bool, difference: float) -> None:
+    assert not Drilled(8, 96, 2, 5.0, has_same_rows, difference).passed

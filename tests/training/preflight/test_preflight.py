@@ -1,0 +1,185 @@
+"""The checks before a run, on real nodes."""
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import LlamaConfig
+
+from instruct_ray.config import Config, TrainConfig
+from instruct_ray.data.prepare import prepare
+from instruct_ray.errors import InputError
+from instruct_ray.run import RunFolder, check_pinned
+from instruct_ray.training.job import PACKING_PROOF
+from instruct_ray.training.preflight.activations import PackShape
+from instruct_ray.training.preflight.checks import check, refuse
+from instruct_ray.training.preflight.doctor import examine
+from instruct_ray.training.preflight.fitting_memory import check_memory
+from instruct_ray.training.preflight.memory import GIB
+from instruct_ray.training.preflight.nodes import Facts, alive_nodes, gpu_memory, look, node_memory
+from instruct_ray.training.preflight.placement import Node
+from instruct_ray.training.preflight.report import Finding, Job
+from instruct_ray.training.preflight.shaping import Shaper
+from instruct_ray.training.trainer import SECTIONS, tune
+from tests.fakes import no_start, say_nothing
+from tests.training.preflight.waiting_probe import SECONDS
+
+# 8 billion parameters, in the shape of Llama 3.
+LLAMA_8B = LlamaConfig(
+    vocab_size=128_256,
+    hidden_size=4096,
+    intermediate_size=14_336,
+    num_hidden_layers=32,
+    num_attention_heads=32,
+    num_key_value_heads=8,
+)
+
+
+@pytest.fixture
+def large(tmp_path: Path) -> Job:
+    """What does not fit on any machine that runs this."""
+    train = TrainConfig(num_workers=2, use_gpu=True, zero_stage=1)
+    return Job(
+        tmp_path / "runs" / "large", None, train, Shaper(LLAMA_8B, "flex_attention", PackShape(1, 4096, 1024, 0))
+    )
+
+
+def facts(num_gpus: int, gpu_gib: int, gib: int, number: int = 0) -> Facts:
+    gpus = (gpu_gib * GIB,) * num_gpus
+    return Facts(Node(f"id-{number}", f"node-{number}", 64, num_gpus), memory=gib * GIB, gpu_memory=gpus)
+
+
+def said_of(subject: str, findings: list[Finding]) -> Finding:
+    [found] = [finding for finding in findings if finding.subject == subject]
+    return found
+
+
+def test_what_does_not_fit_is_refused_with_what_would(large: Job) -> None:
+    findings = list(check_memory(large, [facts(2, 80, 512)], {"id-0": 2}))
+    gpu = said_of("GPU memory", findings)
+    assert gpu.verdict == "refused"
+    assert "80 GiB are there; would fit: " in gpu.said
+    assert "train.zero_stage=1 train.offload.optimizer=true (" in gpu.said
+    assert said_of("memory", findings).verdict == "fine"
+    with pytest.raises(InputError, match=r"^GPU memory: a worker needs \d+ GiB \(weights 15 GiB, gradients"):
+        refuse(findings)
+
+
+def test_more_ranks_or_adapters_make_room(large: Job) -> None:
+    eight = replace(large, train=large.train.model_copy(update={"num_workers": 8}))
+    assert [each.verdict for each in check_memory(eight, [facts(8, 80, 2048)], {"id-0": 8})] == ["fine", "fine"]
+    placed = {"id-0": 2}
+    too_small = said_of("GPU memory", list(check_memory(large, [facts(2, 40, 512)], placed)))
+    assert "model.lora={rank: 16}" in too_small.said
+
+
+def test_nothing_fits_where_the_base_alone_does_not(large: Job) -> None:
+    gpu = said_of("GPU memory", list(check_memory(large, [facts(2, 4, 16)], {"id-0": 2})))
+    assert "no other way of training fits either" in gpu.said
+
+
+def test_gpus_that_do_not_tell_refuse_nothing(large: Job) -> None:
+    found = said_of("GPU memory", list(check_memory(large, [facts(0, 0, 512)], {"id-0": 2})))
+    assert found.verdict == "note"
+
+
+def test_offloading_fills_the_node(large: Job) -> None:
+    offloaded = large.train.model_copy(update={"offload": large.train.offload.model_copy(update={"optimizer": True})})
+    job = replace(large, train=offloaded)
+    findings = list(check_memory(job, [facts(2, 80, 96)], {"id-0": 2}))
+    assert said_of("GPU memory", findings).verdict == "fine"
+    memory = said_of("memory", findings)
+    assert memory.verdict == "refused"
+    assert "offloaded optimizer 60 GiB" in memory.said
+
+
+@pytest.mark.usefixtures("ray_4_cpus")
+def test_a_run_that_fits_is_fine(make_config: Callable[..., Config]) -> None:
+    config = make_config()
+    prepare(config, no_start)
+    findings = examine(config, say_nothing, no_start)
+    assert {finding.verdict for finding in findings} == {"fine"}
+    subjects = ["placement", "storage", "memory", "disk", "local disk", "packs", "steps", "packing proof"]
+    assert [finding.subject for finding in findings] == subjects
+    # Training takes the proof from there.
+    assert (RunFolder.of(config).path / PACKING_PROOF).is_file()
+    assert not list(config.run.storage.glob(".doctor-*"))
+
+
+@pytest.mark.usefixtures("ray_4_cpus")
+def test_a_run_that_is_not_prepared_is_examined_too(make_config: Callable[..., Config]) -> None:
+    findings = examine(make_config(), say_nothing, no_start)
+    assert "not prepared yet" in said_of("packs", findings).said
+    assert said_of("memory", findings).verdict == "fine"
+
+
+@pytest.mark.usefixtures("ray_4_cpus")
+def test_workers_without_packs_are_told(make_config: Callable[..., Config]) -> None:
+    config = make_config(train={"examples_per_step": 1, "num_workers": 3})
+    prepare(config, no_start)
+    steps = said_of("steps", examine(config, say_nothing, no_start))
+    assert steps.verdict == "note"
+    assert "2 worker(s) get none: raise train.examples_per_step" in steps.said
+
+
+@pytest.mark.usefixtures("ray_4_cpus")
+def test_an_unplaceable_run_is_refused_and_can_be_changed(make_config: Callable[..., Config]) -> None:
+    config = make_config(train={"num_workers": 4})
+    prepare(config, no_start)
+    with pytest.raises(InputError, match=r"placement: 4 worker\(s\) of 1 CPU beside 1 CPU .* take train.num_workers=3"):
+        tune(config, say_nothing, no_start)
+    # Another stage is another run, if one has begun: this one has not.
+    check_pinned(make_config(train={"num_workers": 2, "zero_stage": 3}), *SECTIONS)
+
+
+@pytest.mark.usefixtures("ray_4_cpus")
+def test_a_model_that_does_not_fit_is_refused_by_tune(make_config: Callable[..., Config]) -> None:
+    wide = {"hidden_size": 65536, "num_hidden_layers": 8, "intermediate_size": 262144}
+    config = make_config(train={"num_workers": 1})
+    shaper = Shaper(LlamaConfig(**wide), "sdpa", PackShape(1, 128, 128, 0))
+    findings = check(Job(RunFolder.of(config).path, None, config.train, shaper))
+    assert {each.subject for each in findings if each.verdict == "refused"} == {"memory", "disk", "local disk"}
+
+
+@pytest.mark.usefixtures("ray_4_cpus")
+def test_a_folder_that_only_the_driver_has_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # The nodes here share this machine's disk: what they are asked to read is taken away instead.
+    monkeypatch.setattr("instruct_ray.training.preflight.nodes.DRIVER", "elsewhere")
+    [found] = look(alive_nodes(), tmp_path)
+    assert "does not see what this machine writes to" in found.problem
+    assert not list(tmp_path.iterdir())
+
+
+def test_storage_that_can_not_be_written_is_named(large: Job, ray_4_cpus: None) -> None:
+    (large.run.parent.parent / "runs").write_text("a file")
+    job = replace(large, train=TrainConfig())
+    [found] = check(job)
+    assert found.verdict == "refused"
+    assert found.said.startswith(f"run.storage: {large.run.parent} can't be written: ")
+
+
+def test_the_memory_of_this_machine_is_known() -> None:
+    assert GIB < node_memory() < 2**50
+
+
+def test_nodes_on_their_way_are_waited_for_but_not_for_ever() -> None:
+    command = [sys.executable, "-m", "tests.training.preflight.waiting_probe"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=180)
+    assert done.returncode == 0, done.stderr[-2000:]
+    (seconds, placed), (seconds_with_node, placed_with_node) = json.loads(done.stdout.splitlines()[-1])
+    assert (placed, placed_with_node) == (0, 2)
+    assert SECONDS <= seconds < SECONDS + 10
+    assert seconds_with_node < 60
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_the_memory_of_gpus_is_known_without_taking_one() -> None:
+    total = torch.cuda.get_device_properties(0).total_memory
+    # The driver's figure counts what it keeps for itself.
+    assert gpu_memory()[0] == pytest.approx(total, rel=0.05)

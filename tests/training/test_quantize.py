@@ -1,0 +1,41 @@
+"""Adapters on a 4-bit base, where bitsandbytes is installed."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from instruct_ray.config import LoraConfig, TrainConfig
+from instruct_ray.errors import InputError
+from instruct_ray.training.modeling import model as model_module
+from instruct_ray.training.modeling.model import check_quantizable, shapes_only
+from instruct_ray.training.preflight.shaping import frozen_linear
+from tests.training.offload_probe import HALF, NUM_MICRO
+from tests.training.processes import run_ranks
+from tests.training.test_offload import make_base
+from tests.training.tiny_models import CONFIGS
+
+
+def test_without_bitsandbytes_it_is_refused_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(model_module.importlib.util, "find_spec", lambda name: None)
+    check_quantizable(LoraConfig())
+    with pytest.raises(InputError, match=r"model.lora.quantize: needs bitsandbytes .*instruct-ray\[qlora\]"):
+        check_quantizable(LoraConfig(quantize="4bit"))
+
+
+def test_the_linear_layers_of_the_base_are_counted() -> None:
+    model = shapes_only(CONFIGS["llama"], LoraConfig(rank=4), TrainConfig(), torch.bfloat16, "sdpa")
+    # Three layers: queries and outputs 32 x 32, keys and values 16 x 32, three matrices 48 x 32.
+    assert frozen_linear(model) == 3 * (2 * 32 * 32 + 2 * 16 * 32 + 3 * 48 * 32)
+
+
+@pytest.mark.parametrize("stage", [1, 2])
+def test_adapters_on_four_bits_continue_bitwise(tmp_path: Path, stage: int) -> None:
+    pytest.importorskip("bitsandbytes")
+    make_base(tmp_path)
+    ranks = run_ranks("tests.training.quantize_probe", 2, tmp_path, str(stage))
+    for rank in ranks:
+        assert rank["dtypes"] == ["torch.bfloat16", "torch.uint8"]
+        assert rank["again"] == rank["whole"][HALF * (NUM_MICRO + 1) :]
+    # Two matrices beside each of the seven linear layers of two layers, in the hand of rank 0.
+    assert [rank["exported"] for rank in ranks] == [2 * 7 * 2, 0]

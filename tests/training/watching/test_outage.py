@@ -1,0 +1,61 @@
+"""A real training whose tracking server hangs in its middle: not slower, not failed, and nothing missing later."""
+
+import json
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import mlflow
+import pytest
+
+from instruct_ray.config import Config
+from instruct_ray.data.prepare import prepare
+from instruct_ray.run import RunFolder
+from instruct_ray.tracking import tracked_run
+from instruct_ray.tracking.tracked_run import load_record
+from instruct_ray.training.trainer import tune
+from tests.fakes import never_start, no_start, say_nothing
+from tests.mlflow_server import MlflowServer
+
+
+@pytest.mark.usefixtures("ray_4_cpus")
+def test_a_training_goes_on_without_its_server(
+    make_config: Callable[..., Config],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    monkeypatch.setattr(tracked_run, "FINISH_SECONDS", 3.0)
+    server = MlflowServer(tmp_path)
+    server.start()
+    train = {"epochs": 30, "examples_per_step": 12, "learning_rate": 1e-3, "num_workers": 1, "zero_stage": 1}
+    config = make_config(registry={"uri": server.uri}, train=train)
+    folder = RunFolder.of(config)
+    prepare(config, no_start)
+
+    def pause_after_five_steps() -> None:
+        while not folder.metrics.exists() or len(folder.metrics.read_text().splitlines()) < 5:
+            time.sleep(0.01)
+        server.pause()
+
+    threading.Thread(target=pause_after_five_steps, daemon=True).start()
+    said: list[str] = []
+    tune(config, said.append, no_start)
+    assert "tracking is incomplete" in caplog.text
+    assert (folder.model / "model.safetensors").is_file()
+    assert not load_record(config).is_complete
+    assert any("trained)  data wait" in text for text in said)
+
+    server.resume()
+    # The finished run, asked again, sends what is missing.
+    assert tune(config, say_nothing, never_start).already_done
+    assert load_record(config).is_complete
+    client, run_id = mlflow.MlflowClient(server.uri), load_record(config).run_id
+    lines = [json.loads(line) for line in folder.metrics.read_text().splitlines()]
+    for key in ("loss", "lr", "seconds"):
+        points = sorted(client.get_metric_history(run_id, key), key=lambda point: point.step)
+        assert [(point.step, point.value) for point in points] == [(line["step"], line[key]) for line in lines]
+    assert client.get_run(run_id).info.status == "FINISHED"
+    assert client.get_metric_history(run_id, "system/node_0/system_memory_usage_percentage")
+    server.kill()
