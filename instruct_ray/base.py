@@ -23,13 +23,12 @@ from instruct_ray.versions import Versions
 WEIGHTS = "*.safetensors"
 # No pickles, no code: safetensors, configuration and tokenizer only.
 HUB_FILES = [WEIGHTS, "*.json", "*.jinja", "*.model", "merges.txt", "vocab.txt"]
-DIGEST_FILE = "base.json"
-
-
+# Beside weights that nothing changes any more.
+DIGEST_FILE = "digest.json"
 ADAPTER_CONFIG = "adapter_config.json"
 VERSION = "models:/"
-# In a run's folder: which version an alias meant when its packs were made.
-VERSION_RECORD = "base_version.json"
+# In a run's folder: what it starts from, and which version an alias meant then.
+BASE_RECORD = "base.json"
 
 
 @dataclass(frozen=True)
@@ -81,23 +80,42 @@ def resolve(config: Config) -> Base:
         folder = _random(folder, config.model.random_init, config.run.seed, cache)
     if not (folder / "config.json").is_file() or not any(folder.glob(WEIGHTS)):
         raise InputError(f"model.base: {folder} has no config.json or no safetensors; give a Hugging Face model folder")
-    digest = _digest(folder, remember=folder.parent == cache)
+    digest = folder_digest(folder, remember=folder.parent == cache)
     return Base(name, folder, digest, digest)
 
 
 def remember(config: Config, base: Base) -> None:
-    """Tie a run to the version that it starts from: an alias moves, at the latest when the run itself is registered."""
-    if config.model.base.startswith(VERSION):
-        record = {"reference": config.model.base, "version": base.name, "folder": base.start.name}
-        write_json(RunFolder.of(config).path / VERSION_RECORD, record)
+    """Tie a run to what it starts from: a folder's content may change, and an alias moves, at the latest when the run
+    itself is registered."""
+    record = {"reference": config.model.base, "name": base.name, "folder": base.start.name, "digest": base.digest}
+    write_json(RunFolder.of(config).path / BASE_RECORD, record)
+
+
+def check_remembered(config: Config, base: Base) -> None:
+    """Refuse a base that is not what the run began with.
+
+    Raises:
+        InputError: names both.
+    """
+    known = _remembered(config)
+    if known and known["digest"] != base.digest:
+        raise InputError(
+            f"model.base: run {config.run.name} began with {known['name']} ({known['digest'][:12]}), {base.start} now "
+            f"holds {base.digest[:12]}; bring that back or take another run.name"
+        )
+
+
+def _remembered(config: Config) -> dict[str, str]:
+    record = RunFolder.of(config).path / BASE_RECORD
+    known: dict[str, str] = json.loads(record.read_text()) if record.is_file() else {}
+    return known
 
 
 def _from_registry(config: Config, cache: Path) -> tuple[str, Path]:
     """(the version by its number, its files)."""
-    reference, record = config.model.base, RunFolder.of(config).path / VERSION_RECORD
-    known: dict[str, str] = json.loads(record.read_text()) if record.is_file() else {}
+    reference, known = config.model.base, _remembered(config)
     if known and known["reference"] == reference:
-        reference, folder = known["version"], cache / known["folder"]
+        reference, folder = known["name"], cache / known["folder"]
         if folder.is_dir():
             return reference, folder
     versions = Versions(existing_registry(config))
@@ -125,7 +143,7 @@ def _with_adapter(name: str, adapter: Path, cache: Path) -> Base:
         raise InputError(f"model.base: {adapter / MODEL_RECORD} is damaged") from None
     if not folder.is_dir():
         raise InputError(f"model.base: the adapter {adapter} belongs to the model in {folder}, which is not there")
-    found = _digest(folder, remember=folder.parent == cache)
+    found = folder_digest(folder, remember=folder.parent == cache)
     if found != expected:
         raise InputError(
             f"model.base: the adapter {adapter} was trained on {expected[:12]}, {folder} now holds {found[:12]}"
@@ -193,8 +211,9 @@ def _random(base: Path, values: dict[str, int], seed: int, cache: Path) -> Path:
     return target
 
 
-def _digest(folder: Path, *, remember: bool) -> str:
-    """The digest of a folder's content; remembered beside it where nothing changes any more."""
+def folder_digest(folder: Path, *, remember: bool = False) -> str:
+    """sha256 over a model folder's weights, configuration and tokenizer; remembered beside them where nothing changes
+    any more."""
     record = folder / DIGEST_FILE
     if record.is_file():
         return str(json.loads(record.read_text())["digest"])

@@ -8,7 +8,7 @@ import torch
 from peft import PeftModel
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from instruct_ray.base import ADAPTER_CONFIG
+from instruct_ray.base import ADAPTER_CONFIG, folder_digest
 from instruct_ray.errors import InputError
 from instruct_ray.run import MODEL_RECORD
 
@@ -19,7 +19,8 @@ def load_for_inference(folder: Path) -> PreTrainedModel:
     """Load a model folder, or an adapter folder with its base, in the precision it was saved in.
 
     Raises:
-        InputError: the base that the adapter belongs to is not where it was when the adapter was trained.
+        InputError: the base that the adapter belongs to is not where it was when the adapter was trained, or not what
+            it was.
     """
     model = load_merged(folder) if (folder / ADAPTER_CONFIG).is_file() else _load(folder)
     return model.eval().to("cuda" if torch.cuda.is_available() else "cpu")
@@ -29,11 +30,12 @@ def load_merged(folder: Path) -> PreTrainedModel:
     """Load an adapter folder's base with the adapter merged into it, on the CPU, in the precision of the base.
 
     Raises:
-        InputError: the base is not where it was when the adapter was trained.
+        InputError: the base is not where it was when the adapter was trained, or not what it was.
     """
     base = adapter_base(folder)
     if base is None:
         raise InputError(f"{folder} is no adapter folder: it has no {ADAPTER_CONFIG}")
+    _check_unchanged(folder, base)
     return PeftModel.from_pretrained(_load(base), str(folder), torch_device="cpu").merge_and_unload()
 
 
@@ -72,6 +74,18 @@ def model_digest(folder: Path) -> str:
         config.pop("base_model_name_or_path")
         parts += [config, json.loads((folder / MODEL_RECORD).read_text())["base_digest"]]
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+
+def _check_unchanged(adapter: Path, base: Path) -> None:
+    # What is still being exported has no record yet; its base was read a moment ago.
+    record = adapter / MODEL_RECORD
+    if not record.is_file():
+        return
+    expected, found = json.loads(record.read_text())["base_folder_digest"], folder_digest(base)
+    if found != expected:
+        raise InputError(
+            f"{adapter}: the adapter was trained on {expected[:12]}, its base {base} now holds {found[:12]}"
+        )
 
 
 def _load(folder: Path) -> PreTrainedModel:

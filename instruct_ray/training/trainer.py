@@ -83,6 +83,7 @@ def _tune(
     model = base.resolve(config)
     job = job_of(config, dataset, model, folder, plan_of(config, dataset))
     run.check_pinned(config, *SECTIONS)
+    base.check_remembered(config, model)
     problems = tidy(folder.train)
     shaper = Shaper.of(check_trainable(model.folder), job.obstacle, dataset, train)
     start_ray()

@@ -230,15 +230,33 @@ def test_an_adapter_whose_base_changed_is_refused(
     shutil.copytree(RunFolder.of(first).model, adapter)
     record = json.loads((adapter / "instruct_ray.json").read_text())
     (adapter / "instruct_ray.json").write_text(json.dumps(record | {"base_folder": str(other)}))
+    settings = json.loads((adapter / "adapter_config.json").read_text())
+    (adapter / "adapter_config.json").write_text(json.dumps(settings | {"base_model_name_or_path": str(other)}))
     config = make("changed", model={"base": str(adapter)})
     assert base.resolve(config).adapter == adapter
+    load_for_inference(adapter)
     weights = load_file(other / "model.safetensors")
     save_file({name: tensor + 1 for name, tensor in weights.items()}, other / "model.safetensors", {"format": "pt"})
     with pytest.raises(InputError, match=r"was trained on [0-9a-f]{12}, .*base now holds [0-9a-f]{12}"):
         base.resolve(config)
+    with pytest.raises(InputError, match=r"was trained on [0-9a-f]{12}, .*base now holds [0-9a-f]{12}"):
+        load_for_inference(adapter)
     shutil.rmtree(other)
     with pytest.raises(InputError, match=r"belongs to the model in .*base, which is not there"):
         base.resolve(config)
+
+
+def test_a_run_whose_base_changed_since_it_began_is_refused(
+    make: Callable[..., Config], base_folder: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(base_folder, tmp_path / "base")
+    config = make("began", model={"base": str(tmp_path / "base")})
+    prepare(config, no_start)
+    weights = load_file(tmp_path / "base" / "model.safetensors")
+    changed = {name: tensor + 1 for name, tensor in weights.items()}
+    save_file(changed, tmp_path / "base" / "model.safetensors", {"format": "pt"})
+    with pytest.raises(InputError, match=r"run began began with .* \([0-9a-f]{12}\), .* now holds [0-9a-f]{12}"):
+        tune(config, say_nothing, never_start)
 
 
 def test_an_adapter_of_others_is_refused(make: Callable[..., Config], first: Config, tmp_path: Path) -> None:
