@@ -54,7 +54,6 @@ def make_config(tmp_path: Path, base_folder: Path, triples_file: Path) -> Callab
             "train": {
                 "examples_per_step": 16,
                 "learning_rate": 1e-3,
-                "num_workers": 2,
                 "zero_stage": 2,
                 "max_failures": 0,
             },

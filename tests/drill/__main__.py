@@ -82,6 +82,8 @@ def drill(row: Row, lab: Lab) -> dict[str, Any]:
         assert figures.is_bitwise is not False, "the weights or losses differ from those of the uninterrupted run"
     except Exception:  # one row that fails does not hide the others
         error = traceback.format_exc()
+        for point in lab.armed:
+            lab.disarm(point)
     seconds = time.monotonic() - began
     verdict = "FAILED" if error else "LATE" if seconds > row.seconds else "passed"
     values = dataclasses.asdict(figures) | {"wasted": figures.wasted if figures.planned else None}

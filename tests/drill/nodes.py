@@ -3,6 +3,7 @@
 import threading
 import time
 from collections.abc import Callable
+from unittest.mock import patch
 
 import ray
 from ray.cluster_utils import Cluster
@@ -110,7 +111,9 @@ def free_cpus(node_id: str) -> float:
 def add_a_node_when_asked(cluster: Cluster, lab: Lab) -> None:
     while not any(line.startswith("waiting for nodes") for line in lab.log):
         time.sleep(0.1)
-    cluster.add_node(**NODE)
+    # Ray wants to handle SIGTERM, which only a main thread may; the node goes with the cluster.
+    with patch("ray._private.utils.set_sigterm_handler"):
+        cluster.add_node(**NODE)
 
 
 def in_background(work: Callable[[], None]) -> None:

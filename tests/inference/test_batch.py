@@ -192,6 +192,7 @@ def kill_an_engine(job: subprocess.Popen[str]) -> None:
         time.sleep(0.05)
 
 
+@pytest.mark.slow
 def test_a_killed_job_continues_behind_what_it_committed(
     make_config: Callable[..., Config], model: Path, triples_file: Path, tmp_path: Path
 ) -> None:

@@ -19,7 +19,15 @@ from instruct_ray.config import Config
 from instruct_ray.run import RunFolder
 from instruct_ray.tracking.client import tracking_uri
 
-TRAIN = {"epochs": 40, "examples_per_step": 12, "checkpoint_every": 10**6, "num_workers": 1, "zero_stage": 1}
+DATA = {"test_fraction": 0.25, "pack_tokens": 128, "max_tokens": 128, "near_duplicates": None}
+TRAIN = {
+    "epochs": 40,
+    "examples_per_step": 12,
+    "checkpoint_every": 10**6,
+    "num_workers": 1,
+    "zero_stage": 1,
+    "learning_rate": 1e-3,
+}
 
 
 def start(job: str, config: Config, folder: Path) -> subprocess.Popen[str]:
@@ -41,17 +49,30 @@ def num_steps(config: Config) -> int:
     return len(path.read_text().splitlines()) if path.exists() else 0
 
 
-@pytest.mark.parametrize(
-    ("number", "exit_code"), [(signal.SIGTERM, 143), pytest.param(signal.SIGINT, 130, marks=pytest.mark.slow)]
-)
-def test_a_stopped_run_loses_no_step(
-    make_config: Callable[..., Config], tmp_path: Path, number: signal.Signals, exit_code: int
-) -> None:
-    whole, stopped = (make_config(run={"name": name}, train=TRAIN) for name in ("whole", "stopped"))
-    for config in (whole, stopped):
-        run("prepare", config, tmp_path)
-    run("tune", whole, tmp_path)
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory, base_folder: Path, triples_file: Path) -> Config:
+    """The same run, never stopped."""
+    folder = tmp_path_factory.mktemp("whole")
+    values = {
+        "run": {"name": "whole", "storage": folder},
+        "model": {"base": str(base_folder)},
+        "data": DATA | {"sources": [triples_file]},
+        "train": TRAIN,
+        "registry": {"name": "tiny"},
+    }
+    config = Config.model_validate(values)
+    for job in ("prepare", "tune"):
+        run(job, config, folder)
+    return config
 
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("number", "exit_code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_stopped_run_loses_no_step(
+    make_config: Callable[..., Config], whole: Config, tmp_path: Path, number: signal.Signals, exit_code: int
+) -> None:
+    stopped = make_config(run={"name": "stopped"}, data=DATA, train=TRAIN)
+    run("prepare", stopped, tmp_path)
     process = start("tune", stopped, tmp_path)
     deadline = time.monotonic() + 120
     while num_steps(stopped) < 5:

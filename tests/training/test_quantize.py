@@ -1,4 +1,4 @@
-"""Adapters on a 4-bit base, where bitsandbytes is installed."""
+"""Adapters on a 4-bit base."""
 
 from pathlib import Path
 
@@ -29,9 +29,8 @@ def test_the_linear_layers_of_the_base_are_counted() -> None:
     assert frozen_linear(model) == 3 * (2 * 32 * 32 + 2 * 16 * 32 + 3 * 48 * 32)
 
 
-@pytest.mark.parametrize("stage", [1, 2])
+@pytest.mark.parametrize("stage", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_adapters_on_four_bits_continue_bitwise(tmp_path: Path, stage: int) -> None:
-    pytest.importorskip("bitsandbytes")
     make_base(tmp_path)
     ranks = run_ranks("tests.training.quantize_probe", 2, tmp_path, str(stage))
     for rank in ranks:

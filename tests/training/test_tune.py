@@ -149,8 +149,7 @@ def test_a_changed_config_is_refused_by_key(killed_and_not: tuple[Config, Config
 def test_a_checkpoint_of_another_contract_is_refused(
     make_config: Callable[..., Config], killed_and_not: tuple[Config, Config]
 ) -> None:
-    train = {**STEPS, "learning_rate": 1e-3, "num_workers": 2, "zero_stage": 2}
-    config = make_config(data={"system_prompt": "Be brief."}, train=train)
+    config = make_config(data={"system_prompt": "Be brief."}, train={**STEPS, "num_workers": 2})
     prepare(config, no_start)
     shutil.copytree(RunFolder.of(killed_and_not[0]).train, RunFolder.of(config).train)
     with pytest.raises(RuntimeError, match=r"follows contract [0-9a-f]{12}, the packs [0-9a-f]{12}"):
@@ -186,8 +185,9 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_it_used(
 
 @pytest.mark.parametrize(
     ("stage", "before", "after"),
-    [(2, 2, 1), *(pytest.param(*case, marks=pytest.mark.slow) for case in ((1, 1, 2), (3, 2, 3), (0, 2, 1)))],
+    [(2, 2, 1), (1, 1, 2), (3, 2, 3), (0, 2, 1)],
 )
+@pytest.mark.slow
 def test_a_run_continues_on_another_number_of_workers(
     make_config: Callable[..., Config], stage: int, before: int, after: int
 ) -> None:
@@ -265,7 +265,7 @@ def test_what_packs_would_change_is_trained_padded_and_said(
 ) -> None:
     mixtral = CONFIGS["mixtral"].to_dict() | {"vocab_size": len(tokenizer), "output_router_logits": True}
     base = other_base(tmp_path / "mixtral", MixtralConfig(**mixtral), tokenizer)
-    config = make_config(model={"base": base}, train={**STEPS, "epochs": 1, "num_workers": 2})
+    config = make_config(model={"base": base}, train={**STEPS, "epochs": 1})
     prepare(config, no_start)
     tune(config, say_nothing, no_start)
     record = proof_of(config)
@@ -297,7 +297,7 @@ def test_zero_3_on_three_ranks_equals_zero_0_on_one(make_config: Callable[..., C
 def test_adapters_are_trained_and_live(make_config: Callable[..., Config], base_folder: Path) -> None:
     config = make_config(
         model={"lora": {"rank": 4, "alpha": 8}},
-        train={**STEPS, "epochs": 2, "zero_stage": 3, "learning_rate": 1e-2},
+        train={**STEPS, "epochs": 2, "zero_stage": 3, "num_workers": 2, "learning_rate": 1e-2},
     )
     prepare(config, no_start)
     tune(config, say_nothing, no_start)

@@ -1,5 +1,8 @@
 """Model and pack -> the summed loss of the pack's trained tokens; the output head runs on trained positions only."""
 
+from collections.abc import Callable
+from functools import cache
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -24,7 +27,7 @@ def token_losses(model: nn.Module, pack: Pack, device: torch.device, layout: Mas
     if not len(trained_N):
         return _logits(model, tensors, layout, torch.zeros_like(tensors.labels_T[:1])).flatten() * 0.0
     logits_NV = _logits(model, tensors, layout, trained_N)
-    cross_entropy = _fused_cross_entropy if logits_NV.is_cuda else _cross_entropy
+    cross_entropy = _fused_cross_entropy() if logits_NV.is_cuda else _cross_entropy
     return cross_entropy(logits_NV, tensors.labels_T[trained_N])
 
 
@@ -32,8 +35,11 @@ def _cross_entropy(logits_NV: Tensor, labels_N: Tensor) -> Tensor:
     return F.cross_entropy(logits_NV.float(), labels_N, reduction="none")
 
 
-# In one kernel the logits never stand in fp32 in memory, the largest tensor of a step; compiled when first called.
-_fused_cross_entropy = torch.compile(_cross_entropy, dynamic=True)
+@cache
+def _fused_cross_entropy() -> Callable[[Tensor, Tensor], Tensor]:
+    """In one kernel the logits never stand in fp32 in memory, the largest tensor of a step."""
+    # Only where it is needed: torch's compiler takes a second to import.
+    return torch.compile(_cross_entropy, dynamic=True)
 
 
 def _logits(model: nn.Module, tensors: PackTensors, layout: MaskLayout, positions_N: Tensor) -> Tensor:

@@ -33,7 +33,6 @@ TRAIN = {
     "epochs": 4,
     "examples_per_step": 12,
     "learning_rate": 1e-2,
-    "num_workers": 2,
     "zero_stage": 2,
     "precision": "fp32",
     "warmup_fraction": 0.0,
@@ -89,7 +88,7 @@ def full(make: Callable[..., Config]) -> Config:
 
 def test_an_adapter_is_trained_on(make: Callable[..., Config], first: Config, base_folder: Path) -> None:
     start = RunFolder.of(first).model
-    config = make("continued", model={"base": str(start), "lora": LORA}, train={"zero_stage": 3})
+    config = make("continued", model={"base": str(start), "lora": LORA}, train={"zero_stage": 3, "num_workers": 2})
     prepare(config, no_start)
     tune(config, say_nothing, no_start)
     before, after = losses_of(first), losses_of(config)

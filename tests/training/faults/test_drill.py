@@ -17,6 +17,7 @@ from instruct_ray.training.job import plan_of
 from tests.fakes import no_start, say_nothing
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("ray_4_cpus")
 def test_a_drilled_run_recovers_and_is_not_touched(make_config: Callable[..., Config]) -> None:
     config = make_config(train={"examples_per_step": 12, "num_workers": 2, "zero_stage": 3})

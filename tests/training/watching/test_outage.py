@@ -1,6 +1,7 @@
 """A real training whose tracking server hangs in its middle: not slower, not failed, and nothing missing later."""
 
 import json
+import statistics
 import threading
 import time
 from collections.abc import Callable
@@ -18,8 +19,11 @@ from instruct_ray.training.trainer import tune
 from tests.fakes import never_start, no_start, say_nothing
 from tests.mlflow_server import MlflowServer
 
+NUM_BEFORE = 60
+
 
 @pytest.mark.usefixtures("ray_4_cpus")
+@pytest.mark.slow
 def test_a_training_goes_on_without_its_server(
     make_config: Callable[..., Config],
     tmp_path: Path,
@@ -34,12 +38,12 @@ def test_a_training_goes_on_without_its_server(
     folder = RunFolder.of(config)
     prepare(config, no_start)
 
-    def pause_after_five_steps() -> None:
-        while not folder.metrics.exists() or len(folder.metrics.read_text().splitlines()) < 5:
+    def pause_in_the_middle() -> None:
+        while not folder.metrics.exists() or len(folder.metrics.read_text().splitlines()) < NUM_BEFORE:
             time.sleep(0.01)
         server.pause()
 
-    threading.Thread(target=pause_after_five_steps, daemon=True).start()
+    threading.Thread(target=pause_in_the_middle, daemon=True).start()
     said: list[str] = []
     tune(config, said.append, no_start)
     assert "tracking is incomplete" in caplog.text
@@ -53,6 +57,10 @@ def test_a_training_goes_on_without_its_server(
     assert load_record(config).is_complete
     client, run_id = mlflow.MlflowClient(server.uri), load_record(config).run_id
     lines = [json.loads(line) for line in folder.metrics.read_text().splitlines()]
+    seconds = [line["seconds"] for line in lines]
+    assert len(seconds) >= 2 * NUM_BEFORE
+    # The first steps warm up. Far from what a request that hangs would take, and not so near as to measure noise.
+    assert statistics.median(seconds[NUM_BEFORE:]) <= 1.5 * statistics.median(seconds[10:NUM_BEFORE])
     for key in ("loss", "lr", "seconds"):
         points = sorted(client.get_metric_history(run_id, key), key=lambda point: point.step)
         assert [(point.step, point.value) for point in points] == [(line["step"], line[key]) for line in lines]

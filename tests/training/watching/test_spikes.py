@@ -68,6 +68,7 @@ def lines_of(config: Config) -> list[dict[str, Any]]:
     return [json.loads(line) for line in RunFolder.of(config).metrics.read_text().splitlines()]
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("ray_4_cpus")
 def test_it_stops_the_run_and_what_continues_it(make_config: Callable[..., Config]) -> None:
     """A learning rate that no model stands, once the warm-up is over."""

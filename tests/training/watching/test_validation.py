@@ -24,7 +24,7 @@ from tests.fakes import no_start, say_nothing
 
 pytestmark = pytest.mark.usefixtures("ray_4_cpus")
 DATA = {"test_fraction": 0.2, "validation_fraction": 0.2}
-TRAIN = {"examples_per_step": 12, "checkpoint_every": 2, "learning_rate": 1e-2, "num_workers": 2}
+TRAIN = {"examples_per_step": 12, "checkpoint_every": 2, "learning_rate": 1e-2}
 
 
 def run(config: Config) -> list[dict[str, object]]:
@@ -34,14 +34,15 @@ def run(config: Config) -> list[dict[str, object]]:
 
 
 @pytest.mark.parametrize(
-    ("stage", "lora"), [(3, None), (2, {"rank": 4}), pytest.param(0, None, marks=pytest.mark.slow)]
+    ("stage", "num_workers", "lora"),
+    [(3, 2, None), *(pytest.param(*case, marks=pytest.mark.slow) for case in ((2, 2, {"rank": 4}), (0, 1, None)))],
 )
 def test_each_checkpoint_is_scored_and_the_best_exported(
-    make_config: Callable[..., Config], stage: int, lora: dict[str, int] | None
+    make_config: Callable[..., Config], stage: int, num_workers: int, lora: dict[str, int] | None
 ) -> None:
     validation = {"num_rows": 8, "num_answers": 2, "max_new_tokens": 4}
-    train = {**TRAIN, "zero_stage": stage, "epochs": 3, "precision": "fp32", "validation": validation}
-    config = make_config(data=DATA, model={"lora": lora}, train=train)
+    train = {**TRAIN, "zero_stage": stage, "num_workers": num_workers, "epochs": 3, "precision": "fp32"}
+    config = make_config(data=DATA, model={"lora": lora}, train=train | {"validation": validation})
     num_steps = len(run(config))
     folder = RunFolder.of(config)
     scores = read_scores(folder.scores, num_steps + 1)
@@ -62,6 +63,7 @@ def test_each_checkpoint_is_scored_and_the_best_exported(
         assert held_out_loss(model, examples_of(renderer, rows)) == pytest.approx(best.loss, rel=1e-5)
 
 
+@pytest.mark.slow
 def test_training_that_gets_no_better_stops_and_leaves_its_best(make_config: Callable[..., Config]) -> None:
     # So fast that the loss on other rows rises soon.
     train = {**TRAIN, "zero_stage": 1, "epochs": 60, "learning_rate": 0.1, "checkpoint_every": 4}
@@ -80,6 +82,7 @@ def test_training_that_gets_no_better_stops_and_leaves_its_best(make_config: Cal
     assert "stopped early" in (folder.path / "notices.jsonl").read_text()
 
 
+@pytest.mark.slow
 def test_scores_that_a_killed_run_lost_are_made_up_for(make_config: Callable[..., Config]) -> None:
     validation = {"num_rows": 8, "num_answers": 0}
     config = make_config(data=DATA, train={**TRAIN, "zero_stage": 1, "epochs": 3, "validation": validation})
