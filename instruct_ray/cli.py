@@ -24,7 +24,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         elif chosen.command == "preview":
             _preview(load(chosen.config, chosen.overrides), chosen.num_rows)
         elif chosen.command == "doctor":
-            _doctor(load(chosen.config, chosen.overrides))
+            _doctor(load(chosen.config, chosen.overrides), is_timed=chosen.timed)
         elif chosen.command == "drill":
             _drill(load(chosen.config, chosen.overrides))
         else:
@@ -38,6 +38,7 @@ def _parser() -> argparse.ArgumentParser:
     preview = commands.add_parser("preview", help="show rows as the model will see them, and how they are packed")
     preview.add_argument("-n", dest="num_rows", type=int, default=DEFAULT_ROWS, metavar="ROWS", help="rows to show")
     doctor = commands.add_parser("doctor", help="check before training: placement, memory, storage, disk, packs")
+    doctor.add_argument("--timed", action="store_true", help="also train a few steps of a copy, to tell the time")
     drill = commands.add_parser("drill", help="kill a worker of a short copy of the run; exit code 1 if it shows")
     for command in (preview, doctor, drill):
         command.add_argument("--config", type=Path, required=True, help="YAML file, see jobs/configs")
@@ -69,7 +70,7 @@ def _preview(config: Config, num_rows: int) -> None:
     draw(found, console if console.is_terminal else Console(highlight=False, soft_wrap=True, width=PLAIN_WIDTH))
 
 
-def _doctor(config: Config) -> None:
+def _doctor(config: Config, *, is_timed: bool) -> None:
     """Show what training would meet; exit code 2 if it can't work."""
     # All heavy, and only for this.
     from rich.console import Console  # noqa: PLC0415
@@ -84,7 +85,8 @@ def _doctor(config: Config) -> None:
             from instruct_ray.training.preflight.checks import refuse  # noqa: PLC0415
             from instruct_ray.training.preflight.doctor import draw, examine  # noqa: PLC0415
 
-            findings = examine(config, status, partial(runner.connect_for_training, config.train))
+            start_ray = partial(runner.connect_for_training, config.train)
+            findings = examine(config, status, start_ray, is_timed=is_timed)
     finally:
         runner.disconnect()
     console = Console(highlight=False)

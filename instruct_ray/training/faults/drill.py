@@ -2,7 +2,6 @@
 
 import json
 import os
-import shutil
 import signal
 import time
 import uuid
@@ -22,11 +21,11 @@ from instruct_ray.data.feed import stream
 from instruct_ray.data.packing import Pack
 from instruct_ray.data.plan import Plan
 from instruct_ray.training.checkpointing.checkpoints import find_signed
-from instruct_ray.training.job import PACKING_PROOF, TrainJob, job_of, plan_of
+from instruct_ray.training.job import TrainJob, job_of
 from instruct_ray.training.loop import work
+from instruct_ray.training.rehearsal import scratch, short_plan, take_proof
 from instruct_ray.training.trainer import Loop, fit
 
-NUM_STEPS = 8
 CHECKPOINT_EVERY = 3
 # Steps done at the kill: two behind the first checkpoint.
 KILL_AT = 5
@@ -71,31 +70,19 @@ def drill(config: Config, status: Callable[[str], None], start_ray: Callable[[],
     plan = short_plan(config, dataset)
     train = config.train.model_copy(update=_for_a_drill(config.train))
     config = config.model_copy(update={"train": train})
-    own = run.RunFolder.of(config).path
-    scratch = own.with_name(f"{own.name}.drill-{uuid.uuid4().hex[:8]}")
-    folders = [run.RunFolder(scratch / name) for name in ("whole", "killed")]
-    jobs = [job_of(config, dataset, model, folder, plan) for folder in folders]
-    start_ray()
-    try:
-        for folder, job in zip(folders, jobs, strict=True):
-            folder.path.mkdir(parents=True)
-            _take_proof(own, folders[0].path, folder.path)
-            if folder is folders[1]:
-                (folder.path / ARMED).touch()
-            status(f"{job.plan.num_steps} steps, {'with a worker killed' if folder is folders[1] else 'undisturbed'}")
-            if ending := fit(train, folder, job, loop=recorded(folder.path)):
+    with scratch(config, "drill") as folder:
+        whole, killed = (run.RunFolder(folder.path / name) for name in ("whole", "killed"))
+        jobs = [job_of(config, dataset, model, each, plan) for each in (whole, killed)]
+        start_ray()
+        for each, known, job in zip((whole, killed), (run.RunFolder.of(config), whole), jobs, strict=True):
+            each.path.mkdir(parents=True)
+            take_proof(known.path, each.path)
+            if each is killed:
+                (each.path / ARMED).touch()
+            status(f"{plan.num_steps} steps, {'with a worker killed' if each is killed else 'undisturbed'}")
+            if ending := fit(train, each, job, loop=recorded(each.path)):
                 raise RuntimeError(f"training stopped: {ending}")
-        return _judged(folders[0].path, folders[1].path, jobs[0].weights, jobs[1].weights, dataset, plan)
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
-
-
-def short_plan(config: Config, dataset: PackedDataset) -> Plan:
-    """A plan like the run's own over its first packs, of NUM_STEPS steps or a few more."""
-    packs_per_step = plan_of(config, dataset).packs_per_step
-    num_packs = min(dataset.num_packs, NUM_STEPS * packs_per_step)
-    steps_per_epoch = -(-num_packs // packs_per_step)
-    return Plan((num_packs,), packs_per_step, -(-NUM_STEPS // steps_per_epoch), config.run.seed)
+        return _judged(whole.path, killed.path, jobs[0].weights, jobs[1].weights, dataset, plan)
 
 
 def recorded(folder: Path) -> Loop:
@@ -124,14 +111,6 @@ def _for_a_drill(train: TrainConfig) -> dict[str, Any]:
     return {"checkpoint_every": CHECKPOINT_EVERY, "num_checkpoints": 2, "max_failures": 1} | (
         {"num_workers": train.max_workers} if train.is_elastic else {}
     )
-
-
-def _take_proof(own: Path, first: Path, folder: Path) -> None:
-    """What the run or the drill has proved already is not proved again."""
-    for known in (own / PACKING_PROOF, first / PACKING_PROOF):
-        if known.is_file() and known.parent != folder:
-            shutil.copy(known, folder)
-            return
 
 
 def _die_if_armed(folder: Path) -> None:

@@ -1,6 +1,7 @@
 """Config -> what would come of training with it, on the cluster that is there, before anything is trained."""
 
 from collections.abc import Callable, Iterator
+from datetime import timedelta
 from pathlib import Path
 
 import ray
@@ -22,14 +23,18 @@ from instruct_ray.training.preflight.checks import check
 from instruct_ray.training.preflight.placement import bundle_of
 from instruct_ray.training.preflight.report import Finding, Job
 from instruct_ray.training.preflight.shaping import Shaper
+from instruct_ray.training.rehearsal import time_steps
 from instruct_ray.training.trainer import SECTIONS
 from instruct_ray.worker_env import compute_env
 
 STYLES = {"fine": "green", "note": "yellow", "refused": "red"}
 
 
-def examine(config: Config, status: Callable[[str], None], start_ray: Callable[[], None]) -> list[Finding]:
-    """Everything that `tune` checks and decides before its first step, with figures.
+def examine(
+    config: Config, status: Callable[[str], None], start_ray: Callable[[], None], *, is_timed: bool
+) -> list[Finding]:
+    """Everything that `tune` checks and decides before its first step, with figures; where that is asked for, also how
+    long it would take, from a few steps of a short copy.
 
     Raises:
         InputError: the base can't be trained at all, or the run was begun with another config.
@@ -55,7 +60,10 @@ def examine(config: Config, status: Callable[[str], None], start_ray: Callable[[
     if any(finding.subject == "placement" and finding.verdict != "fine" for finding in findings):
         return [*findings, Finding("packing proof", "note", "not made: there is no room for a worker now")]
     status("proving that packs change nothing")
-    return [*findings, _proof(model.folder, dataset.path, obstacle, folder.path / PACKING_PROOF, config.train)]
+    findings.append(_proof(model.folder, dataset.path, obstacle, folder.path / PACKING_PROOF, config.train))
+    if is_timed and all(finding.verdict != "refused" for finding in findings):
+        findings.append(_pace(config, status))
+    return findings
 
 
 def draw(findings: list[Finding], console: Console) -> None:
@@ -80,13 +88,23 @@ def _steps(config: Config, dataset: PackedDataset) -> Iterator[Finding]:
     yield Finding("packs", "fine", f"{dataset.num_train:,} examples, {trained} in {dataset.num_packs:,} packs")
     said = (
         f"{plan.num_steps:,} of {plan.packs_per_step} pack(s), {plan.packs_per_rank(train.max_workers)} a worker; "
-        "the run tells its time left once it has timed some"
+        "how long they take: instruct-ray doctor --timed, or the run itself once it has timed some"
     )
     idle = train.max_workers - plan.packs_per_step
     if idle > 0:
         yield Finding("steps", "note", f"{said}. {idle} worker(s) get none: raise train.examples_per_step")
     else:
         yield Finding("steps", "fine", said)
+
+
+def _pace(config: Config, status: Callable[[str], None]) -> Finding:
+    try:
+        pace = time_steps(config, status)
+    except RuntimeError as error:
+        return Finding("time", "refused", f"a short copy of the run failed: {str(error).strip().splitlines()[-1]}")
+    expected = timedelta(seconds=round(pace.expected))
+    each = f"{pace.seconds:.3g} s a step, the median of {pace.num_timed}"
+    return Finding("time", "fine", f"{expected} for all {pace.num_steps:,} steps ({each}), checkpoints not counted")
 
 
 def _proof(folder: Path, packs: Path, obstacle: str | None, record: Path, train: TrainConfig) -> Finding:

@@ -12,8 +12,8 @@ from instruct_ray.data.prepare import find, prepare
 from instruct_ray.errors import InputError
 from instruct_ray.run import RunFolder
 from instruct_ray.training.faults import drill
-from instruct_ray.training.faults.drill import NUM_STEPS, Drilled, short_plan
-from instruct_ray.training.job import plan_of
+from instruct_ray.training.faults.drill import Drilled
+from instruct_ray.training.rehearsal import NUM_STEPS
 from tests.fakes import no_start, say_nothing
 
 
@@ -34,20 +34,6 @@ def test_a_drilled_run_recovers_and_is_not_touched(make_config: Callable[..., Co
     assert 1 < found.seconds < 60
     assert {path: path.stat().st_mtime_ns for path in folder.rglob("*")} == before
     assert list(folder.parent.iterdir()) == [folder]
-
-
-@pytest.mark.parametrize(("examples_per_step", "num_steps"), [(1, 12), (12, 12), (48, 8)])
-@pytest.mark.usefixtures("ray_4_cpus")
-def test_the_short_plan_has_the_steps_of_the_real_one(
-    make_config: Callable[..., Config], examples_per_step: int, num_steps: int
-) -> None:
-    config = make_config(train={"examples_per_step": examples_per_step})
-    prepare(config, no_start)
-    dataset = find(config)
-    plan = short_plan(config, dataset)
-    assert plan.packs_per_step == plan_of(config, dataset).packs_per_step
-    assert plan.num_steps == num_steps
-    assert all(index < dataset.num_packs for step in range(plan.num_steps) for index in plan.packs(step))
 
 
 def test_a_run_that_is_not_prepared_is_refused(make_config: Callable[..., Config]) -> None:

@@ -1,6 +1,7 @@
 """The checks before a run, on real nodes."""
 
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -12,10 +13,10 @@ import torch
 from transformers import LlamaConfig
 
 from instruct_ray.config import Config, TrainConfig
-from instruct_ray.data.prepare import prepare
+from instruct_ray.data.prepare import find, prepare
 from instruct_ray.errors import InputError
 from instruct_ray.run import RunFolder, check_pinned
-from instruct_ray.training.job import PACKING_PROOF
+from instruct_ray.training.job import PACKING_PROOF, plan_of
 from instruct_ray.training.preflight.activations import PackShape
 from instruct_ray.training.preflight.checks import check, refuse
 from instruct_ray.training.preflight.doctor import examine
@@ -102,18 +103,23 @@ def test_offloading_fills_the_node(large: Job) -> None:
 def test_a_run_that_fits_is_fine(make_config: Callable[..., Config]) -> None:
     config = make_config()
     prepare(config, no_start)
-    findings = examine(config, say_nothing, no_start)
+    findings = examine(config, say_nothing, no_start, is_timed=True)
     assert {finding.verdict for finding in findings} == {"fine"}
-    subjects = ["placement", "storage", "memory", "disk", "local disk", "packs", "steps", "packing proof"]
+    subjects = ["placement", "storage", "memory", "disk", "local disk", "packs", "steps", "packing proof", "time"]
     assert [finding.subject for finding in findings] == subjects
     # Training takes the proof from there.
     assert (RunFolder.of(config).path / PACKING_PROOF).is_file()
-    assert not list(config.run.storage.glob(".doctor-*"))
+    num_steps = plan_of(config, find(config)).num_steps
+    expected = rf"0:00:0\d for all {num_steps} steps \(0\.\d+ s a step, the median of \d+\), checkpoints not counted"
+    assert re.fullmatch(expected, said_of("time", findings).said)
+    # Neither of what was tried on the storage nor of the short copy is anything left.
+    assert list(config.run.storage.iterdir()) == [RunFolder.of(config).path]
+    assert not (RunFolder.of(config).path / "metrics.jsonl").exists()
 
 
 @pytest.mark.usefixtures("ray_4_cpus")
 def test_a_run_that_is_not_prepared_is_examined_too(make_config: Callable[..., Config]) -> None:
-    findings = examine(make_config(), say_nothing, no_start)
+    findings = examine(make_config(), say_nothing, no_start, is_timed=True)
     assert "not prepared yet" in said_of("packs", findings).said
     assert said_of("memory", findings).verdict == "fine"
 
@@ -122,7 +128,7 @@ def test_a_run_that_is_not_prepared_is_examined_too(make_config: Callable[..., C
 def test_workers_without_packs_are_told(make_config: Callable[..., Config]) -> None:
     config = make_config(train={"examples_per_step": 1, "num_workers": 3})
     prepare(config, no_start)
-    steps = said_of("steps", examine(config, say_nothing, no_start))
+    steps = said_of("steps", examine(config, say_nothing, no_start, is_timed=False))
     assert steps.verdict == "note"
     assert "2 worker(s) get none: raise train.examples_per_step" in steps.said
 
