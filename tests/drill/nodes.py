@@ -36,10 +36,12 @@ def node_lost_without_a_spare(lab: Lab) -> Figures:
         whole = lab.whole(**WIDE)
         config = lab.start("no-spare", **WIDE)
         lab.log.clear()
+        is_over = threading.Event()
         with lab.watch(config) as watch:
             watch.at(15, lambda: remove_a_workers_node(cluster))
-            in_background(lambda: add_a_node_when_asked(cluster, lab))
+            in_background(lambda: add_a_node_when_asked(cluster, lab, is_over))
             lab.run(config)
+        is_over.set()
         found = lab.compared(config, whole, watch)
         found.says = next(line for line in lab.log if line.startswith("waiting for nodes"))
         return found
@@ -108,12 +110,14 @@ def free_cpus(node_id: str) -> float:
     return float(ray._private.state.available_resources_per_node().get(node_id, {}).get("CPU", 0.0))
 
 
-def add_a_node_when_asked(cluster: Cluster, lab: Lab) -> None:
+def add_a_node_when_asked(cluster: Cluster, lab: Lab, is_over: threading.Event) -> None:
     while not any(line.startswith("waiting for nodes") for line in lab.log):
         time.sleep(0.1)
     # Ray wants to handle SIGTERM, which only a main thread may; the node goes with the cluster.
     with patch("ray._private.utils.set_sigterm_handler"):
         cluster.add_node(**NODE)
+    # Ray's processes end with the thread that started them.
+    is_over.wait()
 
 
 def in_background(work: Callable[[], None]) -> None:

@@ -22,7 +22,8 @@ def with_new_adapter(model: torch.nn.Module, lora: LoraConfig) -> torch.nn.Modul
         use_dora=lora.dora,
         task_type="CAUSAL_LM",
     )
-    adapted: torch.nn.Module = get_peft_model(model, adapters)
+    # In the base's precision: at stage 3 DeepSpeed leaves parameters as they are, below it it would cast them.
+    adapted: torch.nn.Module = get_peft_model(model, adapters, autocast_adapter_dtype=False)
     return adapted
 
 
@@ -34,7 +35,7 @@ def with_earlier_adapter(model: torch.nn.Module, folder: Path, lora: LoraConfig)
     # Where its base lies now.
     adapters.base_model_name_or_path = model.name_or_path
     adapted: torch.nn.Module = PeftModel.from_pretrained(
-        model, str(folder), is_trainable=True, config=adapters, torch_device="cpu"
+        model, str(folder), is_trainable=True, config=adapters, torch_device="cpu", autocast_adapter_dtype=False
     )
     return adapted
 

@@ -185,7 +185,7 @@ def shapes_only(
     chunks.register()
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(architecture, dtype=dtype, attn_implementation=implementation)
-        # peft makes adapters in fp32, DeepSpeed brings them to the precision of the run.
+        # peft makes adapters in fp32 and brings them to the precision of the base, here too late.
         return _to_train(model, lora, train, seed=0).to(dtype)
 
 

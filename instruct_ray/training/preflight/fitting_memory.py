@@ -46,7 +46,8 @@ class Room:
     def on_node(self, needs: Needs, train: TrainConfig) -> int:
         """Bytes of the fullest node's memory; without GPUs the workers compute there."""
         each = needs.host_total if train.use_gpu else needs.device_total
-        return min(self.num_workers, train.min_workers) * each
+        # Rank 0 may be there.
+        return min(self.num_workers, train.min_workers) * each + needs.export
 
     def holds(self, needs: Needs, train: TrainConfig) -> bool:
         """Whether nothing is short."""
@@ -65,6 +66,7 @@ def check_memory(job: Job, facts: Sequence[Facts], placed: dict[str, int]) -> It
             yield Finding("GPU memory", "note", f"{said}; no node tells how much its GPUs have")
     needed = room.on_node(needs, job.train)
     parts = _parts(needs.host if job.train.use_gpu else needs.device)
+    parts += f"; once {gib(needs.export)} to export"
     said = f"{room.num_workers} worker(s) on {room.fullest.node.name} need {gib(needed)} (each {parts})"
     yield _finding(job, room, "memory", said, needed, room.fullest.memory)
 

@@ -52,6 +52,8 @@ class Needs:
     """Where it computes."""
     host: dict[str, int]
     """In the node's memory beside it."""
+    export: int
+    """In the memory of rank 0's node more than before: the model is gathered there, written and read back."""
 
     @property
     def device_total(self) -> int:
@@ -82,12 +84,12 @@ def needs_of(shapes: Shapes, train: TrainConfig, world_size: int) -> Needs:
         update = 0
     device["activations, or the update"] = max(shapes.activation_bytes, update)
     if not train.use_gpu:
-        return Needs(device | host, {})
+        return Needs(device | host, {}, _export_bytes(shapes, train))
     device["CUDA and NCCL"] = GPU_RESERVE_BYTES
     if stage < 3:
         # Weights are read into the node's memory first, and freed when the next things come.
         host["weights while they are loaded"] = size * shapes.num_parameters
-    return Needs(device, host)
+    return Needs(device, host, _export_bytes(shapes, train))
 
 
 def checkpoint_bytes(shapes: Shapes, train: TrainConfig) -> int:
@@ -104,6 +106,15 @@ def model_bytes(shapes: Shapes, train: TrainConfig, *, is_adapter: bool) -> int:
 
 def _optimizer_bytes(shapes: Shapes, train: TrainConfig) -> int:
     return (8 if _is_plain(train) else 12) * shapes.num_trained
+
+
+def _export_bytes(shapes: Shapes, train: TrainConfig) -> int:
+    read_back = BYTES[train.precision] * shapes.num_parameters
+    if train.use_gpu and train.zero_stage < 3:
+        # Where the weights lay while they were loaded.
+        read_back = 0
+    is_copied = train.use_gpu or train.zero_stage == 3
+    return read_back + (BYTES[train.precision] * shapes.num_trained if is_copied else 0)
 
 
 def _is_plain(train: TrainConfig) -> bool:
