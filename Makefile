@@ -13,7 +13,7 @@ shown = $(1) > $(VENV)/install.log 2>&1 & pid=$$!; seconds=0; \
 	while kill -0 $$pid 2> /dev/null; do sleep 4; seconds=$$((seconds + 4)); echo "installing ($$seconds s)"; done; \
 	wait $$pid || { tail -5 $(VENV)/install.log; exit 1; }
 
-.PHONY: help demo test test-faults drill bench check format lock clean
+.PHONY: help demo test test-faults test-slow drill bench check format lock clean
 
 help:  ## list the commands
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -31,9 +31,12 @@ demo: $(READY)  ## tune a real model on two cores and ask it over a real endpoin
 	@$(RUN) -m jobs.demo --out $(DEMO_OUT)
 
 test: $(READY)  ## prove it: every module, and the whole way on a tiny model
-	@$(RUN) -m pytest -m "not slow"
+	@$(RUN) -m pytest -m "not slow and not faults"
 
-test-faults: $(READY)  ## the tests that take minutes each: kills, lost nodes, full disks, damage, stops
+test-faults: $(READY)  ## break runs on purpose: kills, lost nodes, full disks, damage, stops; 20 minutes
+	@$(RUN) -m pytest -m faults
+
+test-slow: $(READY)  ## every ZeRO stage and number of workers, memory, compiling; half an hour
 	@$(RUN) -m pytest -m slow
 
 drill: $(READY)  ## break runs in every way we know and print what it cost; DRILL="F1 F9" for some

@@ -66,7 +66,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory, base_folder: Path, triples_f
     return config
 
 
-@pytest.mark.slow
+@pytest.mark.faults
 @pytest.mark.parametrize(("number", "exit_code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
 def test_a_stopped_run_loses_no_step(
     make_config: Callable[..., Config], whole: Config, tmp_path: Path, number: signal.Signals, exit_code: int

@@ -115,7 +115,7 @@ def test_a_failing_config_shows_why_in_its_last_line(submit: Callable[..., subpr
     assert done.stdout.strip().splitlines()[-1].endswith("unknown key train.epoch; did you mean epochs?")
 
 
-@pytest.mark.slow
+@pytest.mark.faults
 def test_ray_job_stop_commits_a_checkpoint(
     submit: Callable[..., subprocess.CompletedProcess[str]],
     make_config: Callable[..., Config],

@@ -23,7 +23,7 @@ NUM_BEFORE = 60
 
 
 @pytest.mark.usefixtures("ray_4_cpus")
-@pytest.mark.slow
+@pytest.mark.faults
 def test_a_training_goes_on_without_its_server(
     make_config: Callable[..., Config],
     tmp_path: Path,
