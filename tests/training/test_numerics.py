@@ -1,15 +1,13 @@
 """However many ranks share the packs of a step, and at every stage, losses and gradients are the same; and they are
 those of the day this list was written."""
 
-import json
 from pathlib import Path
 
 import pytest
 
-from instruct_ray.data.dataset import MANIFEST, shard_file, write_packs
 from instruct_ray.data.packing import pack
 from tests.training.processes import run_ranks
-from tests.training.tiny_models import CONFIGS, EXAMPLES, make_model
+from tests.training.tiny_models import CONFIGS, EXAMPLES, make_model, save_packs
 
 PACK_TOKENS = 20
 # One rank, four packs a step, no sharding, in fp32 on CPU.
@@ -51,10 +49,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("numerics")
     make_model(CONFIGS["qwen3"]).save_pretrained(folder / "base")
     packs = 3 * list(pack(EXAMPLES, PACK_TOKENS))
-    (folder / "packs").mkdir()
-    write_packs(folder / "packs" / shard_file(0), packs, PACK_TOKENS)
-    manifest = {"num_packs": len(packs), "pack_tokens": PACK_TOKENS, "files": {shard_file(0): len(packs)}}
-    (folder / "packs" / MANIFEST).write_text(json.dumps(manifest))
+    save_packs(folder / "packs", packs, PACK_TOKENS)
     return folder
 
 

@@ -1,7 +1,9 @@
 """Tiny random models of several architectures, examples that share prompts in many ways, and what to compare."""
 
-from collections.abc import Iterator
+import json
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 
 import torch
 from torch.nn import functional as F
@@ -18,7 +20,8 @@ from transformers import (
     Qwen3Config,
 )
 
-from instruct_ray.data.packing import Example
+from instruct_ray.data.dataset import MANIFEST, shard_file, write_packs
+from instruct_ray.data.packing import Example, Pack
 from instruct_ray.training.modeling.attention import MaskLayout
 from instruct_ray.training.modeling.model import packed_implementation, plain_implementation
 
@@ -116,3 +119,11 @@ def assert_same_gradients(found: dict[str, torch.Tensor], expected: dict[str, to
     for name, gradient in expected.items():
         difference = (found[name] - gradient).norm()
         assert difference <= max(1e-5 * gradient.norm(), 1e-7), f"{name}: {difference} of {gradient.norm()}"
+
+
+def save_packs(folder: Path, packs: Sequence[Pack], pack_tokens: int) -> None:
+    """A packed dataset of one file."""
+    folder.mkdir()
+    write_packs(folder / shard_file(0), packs, pack_tokens)
+    manifest = {"num_packs": len(packs), "pack_tokens": pack_tokens, "files": {shard_file(0): len(packs)}}
+    (folder / MANIFEST).write_text(json.dumps(manifest))

@@ -12,7 +12,6 @@ from peft import PeftModel
 from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedConfig
 
 from instruct_ray.config import Config
-from instruct_ray.data.dataset import MANIFEST, shard_file, write_packs
 from instruct_ray.data.packing import pack
 from instruct_ray.data.prepare import prepare
 from instruct_ray.inference.loading import load_for_inference, load_merged
@@ -21,7 +20,7 @@ from instruct_ray.training.job import EXPORT_CHECK
 from instruct_ray.training.trainer import tune
 from tests.fakes import no_start, say_nothing
 from tests.training.processes import run_ranks
-from tests.training.tiny_models import CONFIGS, EXAMPLES, SIZES, make_model
+from tests.training.tiny_models import CONFIGS, EXAMPLES, SIZES, make_model, save_packs
 
 PACK_TOKENS = 32
 BASES: dict[str, PreTrainedConfig] = {
@@ -39,10 +38,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name, config in BASES.items():
         make_model(config).save_pretrained(folder / "bases" / name)
     packs = list(pack(EXAMPLES, PACK_TOKENS))
-    (folder / "packs").mkdir()
-    write_packs(folder / "packs" / shard_file(0), packs, PACK_TOKENS)
-    manifest = {"num_packs": len(packs), "pack_tokens": PACK_TOKENS, "files": {shard_file(0): len(packs)}}
-    (folder / "packs" / MANIFEST).write_text(json.dumps(manifest))
+    save_packs(folder / "packs", packs, PACK_TOKENS)
     return folder
 
 
