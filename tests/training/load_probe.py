@@ -12,13 +12,12 @@ import threading
 from pathlib import Path
 
 import torch
-import torch.distributed as dist
 from torch import nn
 
 from instruct_ray.config import TrainConfig
 from instruct_ray.training.modeling.model import load_model
 from instruct_ray.training.zero import ZeroEngine
-from tests.training.processes import join
+from tests.training.processes import together
 
 
 class Peak:
@@ -36,25 +35,23 @@ class Peak:
 
 def main(rank: int, world_size: int, folder: Path, stage: int) -> None:
     """What loading took at most, what the weights take afterwards, and what the engine takes at most."""
-    join(rank, world_size, folder)
-    train = TrainConfig.model_validate({"zero_stage": stage})
-    found: dict[str, int] = {}
-    peak = Peak()
+    with together(rank, world_size, folder):
+        train = TrainConfig.model_validate({"zero_stage": stage})
+        found: dict[str, int] = {}
+        peak = Peak()
 
-    def load() -> nn.Module:
-        before = _own()
-        peak.highest = before
-        model = load_model(folder / "base", None, train, torch.bfloat16, 0, "sdpa")
-        found["loading"] = peak.highest - before
-        found["weights"] = sum(each.numel() * each.element_size() for each in _held(model))
-        found["before"] = before
-        return model
+        def load() -> nn.Module:
+            before = _own()
+            peak.highest = before
+            model = load_model(folder / "base", None, train, torch.bfloat16, 0, "sdpa")
+            found["loading"] = peak.highest - before
+            found["weights"] = sum(each.numel() * each.element_size() for each in _held(model))
+            found["before"] = before
+            return model
 
-    ZeroEngine(train, 1, world_size, load)
-    found["engine"] = peak.highest - found["before"]
-    print(json.dumps(found))
-    dist.barrier()
-    dist.destroy_process_group()
+        ZeroEngine(train, 1, world_size, load)
+        found["engine"] = peak.highest - found["before"]
+        print(json.dumps(found))
 
 
 def _held(model: nn.Module) -> list[torch.Tensor]:

@@ -1,41 +1,38 @@
-"""One ZeroEngine of a stage and precision: which steps change the weights? Prints JSON.
+"""One rank of a stage and precision: which steps change the weights? Prints JSON.
 
-python -m tests.training.nonfinite_probe STAGE PRECISION        (DeepSpeed wants a process of its own)
+python -m tests.training.nonfinite_probe RANK WORLD_SIZE FOLDER STAGE PRECISION      (DeepSpeed wants its own process)
 """
 
 import json
-import os
 import sys
+from pathlib import Path
 
 import torch
-import torch.distributed as dist
 from torch import nn
 
 from instruct_ray.config import TrainConfig
 from instruct_ray.training.modeling.model import DTYPES
 from instruct_ray.training.zero import ZeroEngine
+from tests.training.processes import together
 
 
-def main(stage: str, precision: str) -> None:
+def main(rank: int, world_size: int, folder: Path, stage: int, precision: str) -> None:
     """A good step, one with NaN, one with infinity, a good one; two micro-batches each."""
-    os.environ |= {"MASTER_ADDR": "127.0.0.1", "RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0"}
-    os.environ.setdefault("MASTER_PORT", "29500")
-    dist.init_process_group("gloo", init_method="tcp://127.0.0.1:0", rank=0, world_size=1)
-    train = TrainConfig.model_validate({"zero_stage": int(stage), "precision": precision, "learning_rate": 0.1})
+    train = TrainConfig.model_validate({"zero_stage": stage, "precision": precision, "learning_rate": 0.1})
     dtype = DTYPES[precision]
     torch.manual_seed(0)
-    engine = ZeroEngine(train, 2, 1, lambda: nn.Linear(4, 1, bias=False).to(dtype))
-    steps = []
-    for factor in (1.0, float("nan"), float("inf"), 2.0):
-        before = weights(engine)
-        for micro in (1.0, factor):
-            engine.backward(engine.model(torch.ones(2, 4, dtype=dtype)).sum() * micro)
-            engine.step(0.1)
-        changed = bool((weights(engine) != before).any())
-        steps.append(
-            {"applied": engine.was_applied, "changed": changed, "finite": bool(weights(engine).isfinite().all())}
-        )
-    print(json.dumps(steps))
+    with together(rank, world_size, folder):
+        engine = ZeroEngine(train, 2, world_size, lambda: nn.Linear(4, 1, bias=False).to(dtype))
+        steps = []
+        for factor in (1.0, float("nan"), float("inf"), 2.0):
+            before = weights(engine)
+            for micro in (1.0, factor):
+                engine.backward(engine.model(torch.ones(2, 4, dtype=dtype)).sum() * micro)
+                engine.step(0.1)
+            after = weights(engine)
+            changed, finite = bool((after != before).any()), bool(after.isfinite().all())
+            steps.append({"applied": engine.was_applied, "changed": changed, "finite": finite})
+        print(json.dumps(steps))
 
 
 def weights(engine: ZeroEngine) -> torch.Tensor:
@@ -45,4 +42,4 @@ def weights(engine: ZeroEngine) -> torch.Tensor:
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    main(int(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3]), int(sys.argv[4]), sys.argv[5])

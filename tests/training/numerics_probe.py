@@ -19,7 +19,7 @@ from instruct_ray.training.modeling.proof import PackingProof
 from instruct_ray.training.schedule import learning_rate_at
 from instruct_ray.training.step import make_compute, train_step
 from instruct_ray.training.zero import ZeroEngine
-from tests.training.processes import join
+from tests.training.processes import together
 from tests.training.tiny_models import CPU
 
 PACKS_PER_STEP = 4
@@ -28,29 +28,29 @@ NUM_EPOCHS = 3
 
 def main(rank: int, world_size: int, folder: Path, stage: str) -> None:
     """The steps of the plan, as the loop does them."""
-    join(rank, world_size, folder)
-    train = TrainConfig.model_validate({"zero_stage": int(stage), "precision": "fp32", "learning_rate": 3e-3})
-    dataset, config = PackedDataset.open(folder / "packs"), AutoConfig.from_pretrained(folder / "base")
-    plan = Plan(dataset.row_groups, PACKS_PER_STEP, NUM_EPOCHS, seed=0)
-    implementation = packed_implementation(config, CPU)
-    proof = PackingProof(path="packed", reason="", implementation=implementation, versions={})
-    engine = ZeroEngine(
-        train,
-        plan.packs_per_rank(world_size),
-        world_size,
-        lambda: load_model(folder / "base", None, train, torch.float32, 0, implementation),
-    )
-    compute = make_compute(config, proof, torch.float32)
-    losses, norms = [], []
-    for step in range(plan.num_steps):
-        share = plan.share(step, rank, world_size)
-        packs = [empty_pack() if index is None else dataset.take([index])[0] for index in share]
-        num_trained = int(dataset.num_trained[plan.packs(step)].sum())
-        learning_rate = learning_rate_at(step, plan.num_steps, train)
-        done = train_step(engine, compute, packs, num_trained, learning_rate, wants_stop=False, wants_lookout=False)
-        losses.append(done.loss)
-        norms.append(done.grad_norm)
-    print(json.dumps({"losses": losses, "norms": norms}))
+    with together(rank, world_size, folder):
+        train = TrainConfig.model_validate({"zero_stage": int(stage), "precision": "fp32", "learning_rate": 3e-3})
+        dataset, config = PackedDataset.open(folder / "packs"), AutoConfig.from_pretrained(folder / "base")
+        plan = Plan(dataset.row_groups, PACKS_PER_STEP, NUM_EPOCHS, seed=0)
+        implementation = packed_implementation(config, CPU)
+        proof = PackingProof(path="packed", reason="", implementation=implementation, versions={})
+        engine = ZeroEngine(
+            train,
+            plan.packs_per_rank(world_size),
+            world_size,
+            lambda: load_model(folder / "base", None, train, torch.float32, 0, implementation),
+        )
+        compute = make_compute(config, proof, torch.float32)
+        losses, norms = [], []
+        for step in range(plan.num_steps):
+            share = plan.share(step, rank, world_size)
+            packs = [empty_pack() if index is None else dataset.take([index])[0] for index in share]
+            num_trained = int(dataset.num_trained[plan.packs(step)].sum())
+            learning_rate = learning_rate_at(step, plan.num_steps, train)
+            done = train_step(engine, compute, packs, num_trained, learning_rate, wants_stop=False, wants_lookout=False)
+            losses.append(done.loss)
+            norms.append(done.grad_norm)
+        print(json.dumps({"losses": losses, "norms": norms}))
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ from transformers import LlamaForCausalLM
 from instruct_ray.config import OffloadConfig, TrainConfig
 from instruct_ray.training.preflight.shaping import DTYPES
 from instruct_ray.training.zero import ZeroEngine
-from tests.training.processes import join
+from tests.training.processes import together
 
 HALF, NUM_STEPS, NUM_MICRO = 3, 6, 2
 TAG = "half"
@@ -31,18 +31,16 @@ KINDS = {
 
 def main(rank: int, world_size: int, folder: Path, stage: int, precision: str) -> None:
     """Each kind that the stage has: from the start, from its own checkpoint, and from that of a run without."""
-    join(rank, world_size, folder)
-    found = {}
-    for kind in ("none", "optimizer") if stage < 3 else KINDS:
-        values = {"zero_stage": stage, "precision": precision, "offload": KINDS[kind].model_dump()}
-        train = TrainConfig.model_validate(values)
-        whole = _train(train, rank, world_size, folder, save=kind)
-        again = _train(train, rank, world_size, folder, load=kind)
-        switched = _train(train, rank, world_size, folder, load="none")
-        found[kind] = {"whole": whole, "again": again, "switched": switched}
-    print(json.dumps(found))
-    dist.barrier()
-    dist.destroy_process_group()
+    with together(rank, world_size, folder):
+        found = {}
+        for kind in ("none", "optimizer") if stage < 3 else KINDS:
+            values = {"zero_stage": stage, "precision": precision, "offload": KINDS[kind].model_dump()}
+            train = TrainConfig.model_validate(values)
+            whole = _train(train, rank, world_size, folder, save=kind)
+            again = _train(train, rank, world_size, folder, load=kind)
+            switched = _train(train, rank, world_size, folder, load="none")
+            found[kind] = {"whole": whole, "again": again, "switched": switched}
+        print(json.dumps(found))
 
 
 def _train(train: TrainConfig, rank: int, world_size: int, folder: Path, save: str = "", load: str = "") -> list[float]:

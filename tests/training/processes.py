@@ -4,6 +4,8 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -41,9 +43,17 @@ def run_ranks(module: str, world_size: int, folder: Path, *arguments: str) -> li
     return [json.loads(out.splitlines()[-1]) for out, _ in ends]
 
 
-def join(rank: int, world_size: int, folder: Path) -> None:
-    """Called by a rank: meet the others."""
+@contextmanager
+def together(rank: int, world_size: int, folder: Path) -> Iterator[None]:
+    """Called by a rank: meet the others, and part when all are done.
+
+    Without parting, gloo's threads sometimes outlive what they need and abort the process ("terminate called
+    without an active exception").
+    """
     os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(world_size), "LOCAL_RANK": "0"}
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500"}
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/{MEETING}", rank=rank, world_size=world_size)
+    yield
+    dist.barrier()
+    dist.destroy_process_group()

@@ -8,39 +8,36 @@ import sys
 from pathlib import Path
 
 import torch
-import torch.distributed as dist
 
 from instruct_ray.config import LoraConfig, TrainConfig
 from instruct_ray.training.modeling.model import load_model
 from instruct_ray.training.zero import ZeroEngine
 from tests.training.offload_probe import HALF, NUM_MICRO, TAG, losses_of
-from tests.training.processes import join
+from tests.training.processes import together
 
 LORA = LoraConfig(rank=4, quantize="4bit")
 
 
 def main(rank: int, world_size: int, folder: Path, stage: int) -> None:
     """From the start, and from the checkpoint in the middle."""
-    join(rank, world_size, folder)
-    train = TrainConfig.model_validate({"zero_stage": stage, "learning_rate": 1e-2})
+    with together(rank, world_size, folder):
+        train = TrainConfig.model_validate({"zero_stage": stage, "learning_rate": 1e-2})
 
-    def engine() -> ZeroEngine:
-        load = lambda: load_model(folder / "base", LORA, train, torch.bfloat16, 0, "sdpa")  # noqa: E731
-        return ZeroEngine(train, NUM_MICRO, world_size, load)
+        def engine() -> ZeroEngine:
+            load = lambda: load_model(folder / "base", LORA, train, torch.bfloat16, 0, "sdpa")  # noqa: E731
+            return ZeroEngine(train, NUM_MICRO, world_size, load)
 
-    found: dict[str, object] = {}
-    first = engine()
-    found["dtypes"] = sorted({str(each.dtype) for each in first.model.parameters()})
-    found["whole"] = losses_of(first, rank, world_size, 0, folder / "half")
-    first.engine.destroy()
-    second = engine()
-    second.load(folder / "half", TAG)
-    found["again"] = losses_of(second, rank, world_size, HALF)
-    state = second.full_state_dict()
-    found["exported"] = sum("lora" in name for name in state or {})
-    print(json.dumps(found))
-    dist.barrier()
-    dist.destroy_process_group()
+        found: dict[str, object] = {}
+        first = engine()
+        found["dtypes"] = sorted({str(each.dtype) for each in first.model.parameters()})
+        found["whole"] = losses_of(first, rank, world_size, 0, folder / "half")
+        first.engine.destroy()
+        second = engine()
+        second.load(folder / "half", TAG)
+        found["again"] = losses_of(second, rank, world_size, HALF)
+        state = second.full_state_dict()
+        found["exported"] = sum("lora" in name for name in state or {})
+        print(json.dumps(found))
 
 
 if __name__ == "__main__":

@@ -22,7 +22,7 @@ from instruct_ray.training.modeling.attention import MaskLayout
 from instruct_ray.training.modeling.loss import pack_loss
 from instruct_ray.training.modeling.model import DTYPES, load_model, packed_implementation
 from instruct_ray.training.zero import ZeroEngine
-from tests.training.processes import join
+from tests.training.processes import together
 from tests.training.tiny_models import CONFIGS, CPU
 
 # Name -> (base, adapters).
@@ -142,34 +142,34 @@ def broken(probe: Probe, case: str) -> dict[str, str]:
 
 def main(rank: int, world_size: int, folder: Path, stage: str, precision: str) -> None:
     """All cases, one after the other."""
-    join(rank, world_size, folder)
-    found: dict[str, Any] = {}
-    for case in CASES:
-        probe = Probe(rank, int(stage), precision, folder, case)
-        exporter, engine = probe.exporter, probe.engine
-        told = broken(probe, case) if case in ("tied", "adapter", "merged") and precision == "fp32" else {}
-        is_left = exporter.record.exists() or exporter.weights.exists()
-        dist.barrier()
-        problem = exporter.rehearse(engine)
-        check = json.loads(exporter.record.read_text()) if exporter.record.is_file() else {}
-        was_removed = not exporter.weights.exists()
-        implementation = engine.engine.module.config._attn_implementation
-        is_as_before = implementation == probe.implementation and engine.engine.module.training
-        losses = probe.train(1)
-        found[case] = {
-            "broken": told,
-            "left_by_broken": is_left,
-            "problem": problem,
-            "check": check,
-            "was_removed": was_removed,
-            "is_as_before": is_as_before,
-            "is_finite": bool(torch.tensor(losses).isfinite().all()),
-            "export": exporter.export(engine),
-        }
-        dist.barrier()
-        if exporter.form == "adapter":
-            found[case]["continued"] = probe.loss(probe.engine), probe.loss(probe.engine_of(exporter.weights))
-    print(json.dumps(found))
+    with together(rank, world_size, folder):
+        found: dict[str, Any] = {}
+        for case in CASES:
+            probe = Probe(rank, int(stage), precision, folder, case)
+            exporter, engine = probe.exporter, probe.engine
+            told = broken(probe, case) if case in ("tied", "adapter", "merged") and precision == "fp32" else {}
+            is_left = exporter.record.exists() or exporter.weights.exists()
+            dist.barrier()
+            problem = exporter.rehearse(engine)
+            check = json.loads(exporter.record.read_text()) if exporter.record.is_file() else {}
+            was_removed = not exporter.weights.exists()
+            implementation = engine.engine.module.config._attn_implementation
+            is_as_before = implementation == probe.implementation and engine.engine.module.training
+            losses = probe.train(1)
+            found[case] = {
+                "broken": told,
+                "left_by_broken": is_left,
+                "problem": problem,
+                "check": check,
+                "was_removed": was_removed,
+                "is_as_before": is_as_before,
+                "is_finite": bool(torch.tensor(losses).isfinite().all()),
+                "export": exporter.export(engine),
+            }
+            dist.barrier()
+            if exporter.form == "adapter":
+                found[case]["continued"] = probe.loss(probe.engine), probe.loss(probe.engine_of(exporter.weights))
+        print(json.dumps(found))
 
 
 if __name__ == "__main__":
