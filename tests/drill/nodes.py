@@ -37,11 +37,13 @@ def node_lost_without_a_spare(lab: Lab) -> Figures:
         config = lab.start("no-spare", **WIDE)
         lab.log.clear()
         is_over = threading.Event()
-        with lab.watch(config) as watch:
-            watch.at(15, lambda: remove_a_workers_node(cluster))
-            in_background(lambda: add_a_node_when_asked(cluster, lab, is_over))
-            lab.run(config)
-        is_over.set()
+        try:
+            with lab.watch(config) as watch:
+                watch.at(15, lambda: remove_a_workers_node(cluster))
+                in_background(lambda: add_a_node_when_asked(cluster, lab, is_over))
+                lab.run(config)
+        finally:
+            is_over.set()
         found = lab.compared(config, whole, watch)
         found.says = next(line for line in lab.log if line.startswith("waiting for nodes"))
         return found

@@ -55,15 +55,16 @@ def examine(
     findings = check(Job(folder.path, config.model.lora, config.train, shaper))
     if dataset is None:
         said = "not prepared yet, so memory is that of packs full of trained tokens; python -m jobs.prepare tells more"
-        return [*findings, Finding("packs", "note", said)]
+        return [*findings, Finding("packs", "note", said), *_untimed("no packs yet", is_timed=is_timed)]
     findings += _steps(config, dataset)
     if any(finding.subject == "placement" and finding.verdict != "fine" for finding in findings):
-        return [*findings, Finding("packing proof", "note", "not made: there is no room for a worker now")]
+        said, reason = "not made: there is no room for a worker now", "no room for a worker"
+        return [*findings, Finding("packing proof", "note", said), *_untimed(reason, is_timed=is_timed)]
     status("proving that packs change nothing")
     findings.append(_proof(model.folder, dataset.path, obstacle, folder.path / PACKING_PROOF, config.train))
-    if is_timed and all(finding.verdict != "refused" for finding in findings):
-        findings.append(_pace(config, status))
-    return findings
+    if any(finding.verdict == "refused" for finding in findings):
+        return [*findings, *_untimed("it would be refused", is_timed=is_timed)]
+    return [*findings, _pace(config, status)] if is_timed else findings
 
 
 def draw(findings: list[Finding], console: Console) -> None:
@@ -95,6 +96,11 @@ def _steps(config: Config, dataset: PackedDataset) -> Iterator[Finding]:
         yield Finding("steps", "note", f"{said}. {idle} worker(s) get none: raise train.examples_per_step")
     else:
         yield Finding("steps", "fine", said)
+
+
+def _untimed(reason: str, *, is_timed: bool) -> list[Finding]:
+    """What was asked for and not done is said."""
+    return [Finding("time", "note", f"not timed: {reason}")] if is_timed else []
 
 
 def _pace(config: Config, status: Callable[[str], None]) -> Finding:

@@ -110,7 +110,7 @@ def test_a_run_that_fits_is_fine(make_config: Callable[..., Config]) -> None:
     # Training takes the proof from there.
     assert (RunFolder.of(config).path / PACKING_PROOF).is_file()
     num_steps = plan_of(config, find(config)).num_steps
-    expected = rf"0:00:0\d for all {num_steps} steps \(0\.\d+ s a step, the median of \d+\), checkpoints not counted"
+    expected = rf"0:00:\d\d for all {num_steps} steps \([\d.]+ s a step, the median of \d+\), checkpoints not counted"
     assert re.fullmatch(expected, said_of("time", findings).said)
     # Neither of what was tried on the storage nor of the short copy is anything left.
     assert list(config.run.storage.iterdir()) == [RunFolder.of(config).path]
@@ -122,6 +122,7 @@ def test_a_run_that_is_not_prepared_is_examined_too(make_config: Callable[..., C
     findings = examine(make_config(), say_nothing, no_start, is_timed=True)
     assert "not prepared yet" in said_of("packs", findings).said
     assert said_of("memory", findings).verdict == "fine"
+    assert said_of("time", findings).said == "not timed: no packs yet"
 
 
 @pytest.mark.usefixtures("ray_4_cpus")
