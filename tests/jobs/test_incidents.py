@@ -7,11 +7,10 @@ from statistics import fmean
 
 import pytest
 
-from instruct_ray import base
 from instruct_ray.config import SourceConfig
-from instruct_ray.config_file import load
 from instruct_ray.data.reading.triples import Triple, parse
 from instruct_ray.data.rendering.templates import make_renderer
+from tests.data.rendering.families import FAMILIES
 
 ROOT = Path(__file__).parents[2]
 PROMPT = ("classify severity", "database is down")
@@ -40,8 +39,8 @@ def test_the_demos_prompt_is_in_none(rows: list[Triple]) -> None:
 
 
 def test_rendered_rows_are_short(rows: list[Triple], tmp_path: Path) -> None:
-    config = load(ROOT / "jobs" / "configs" / "incidents.yaml", [f"run.storage={tmp_path}"])
-    renderer = make_renderer(base.resolve(config).folder, None)
+    FAMILIES["smollm2"].save(tmp_path)
+    renderer = make_renderer(tmp_path, None)
     lengths = [
         len(renderer.prompt(renderer.messages(row.instruction, row.input))) + len(renderer.completion(row.output))
         for row in rows

@@ -1,6 +1,6 @@
-"""One rank of a stage and precision: which steps change the weights? Prints JSON.
+"""A rank that trains at every stage and precision: which steps change the weights? Prints JSON.
 
-python -m tests.training.nonfinite_probe RANK WORLD_SIZE FOLDER STAGE PRECISION      (DeepSpeed wants its own process)
+python -m tests.training.nonfinite_probe RANK WORLD_SIZE FOLDER      (DeepSpeed wants a process of its own)
 """
 
 import json
@@ -15,24 +15,36 @@ from instruct_ray.training.modeling.model import DTYPES
 from instruct_ray.training.zero import ZeroEngine
 from tests.training.processes import together
 
+NUM_MICRO = 2
 
-def main(rank: int, world_size: int, folder: Path, stage: int, precision: str) -> None:
-    """A good step, one with NaN, one with infinity, a good one; two micro-batches each."""
-    train = TrainConfig.model_validate({"zero_stage": stage, "precision": precision, "learning_rate": 0.1})
-    dtype = DTYPES[precision]
-    torch.manual_seed(0)
+
+def main(rank: int, world_size: int, folder: Path) -> None:
+    """Engine by engine."""
     with together(rank, world_size, folder):
-        engine = ZeroEngine(train, 2, world_size, lambda: nn.Linear(4, 1, bias=False).to(dtype))
-        steps = []
-        for factor in (1.0, float("nan"), float("inf"), 2.0):
-            before = weights(engine)
-            for micro in (1.0, factor):
-                engine.backward(engine.model(torch.ones(2, 4, dtype=dtype)).sum() * micro)
-                engine.step(0.1)
-            after = weights(engine)
-            changed, finite = bool((after != before).any()), bool(after.isfinite().all())
-            steps.append({"applied": engine.was_applied, "changed": changed, "finite": finite})
-        print(json.dumps(steps))
+        found = {}
+        for stage in range(4):
+            for precision in DTYPES:
+                train = TrainConfig.model_validate({"zero_stage": stage, "precision": precision, "learning_rate": 0.1})
+                found[f"{stage}-{precision}"] = steps_of(train, world_size)
+        print(json.dumps(found))
+
+
+def steps_of(train: TrainConfig, world_size: int) -> list[dict[str, bool]]:
+    """A good step, one with NaN, one with infinity, a good one; two micro-batches each."""
+    dtype = DTYPES[train.precision]
+    torch.manual_seed(0)
+    engine = ZeroEngine(train, NUM_MICRO, world_size, lambda: nn.Linear(4, 1, bias=False).to(dtype))
+    steps = []
+    for factor in (1.0, float("nan"), float("inf"), 2.0):
+        before = weights(engine)
+        for micro in (1.0, factor):
+            engine.backward(engine.model(torch.ones(2, 4, dtype=dtype)).sum() * micro)
+            engine.step(0.1)
+        after = weights(engine)
+        changed, finite = bool((after != before).any()), bool(after.isfinite().all())
+        steps.append({"applied": engine.was_applied, "changed": changed, "finite": finite})
+    engine.engine.destroy()
+    return steps
 
 
 def weights(engine: ZeroEngine) -> torch.Tensor:
@@ -42,4 +54,4 @@ def weights(engine: ZeroEngine) -> torch.Tensor:
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3]), int(sys.argv[4]), sys.argv[5])
+    main(int(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3]))

@@ -19,10 +19,19 @@ from tests.training.processes import run_ranks
 RARE = "ω"
 
 
+@pytest.fixture(scope="module")
+def tried(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[dict[str, bool]]]:
+    """What four steps did, by stage and precision."""
+    [found] = run_ranks("tests.training.nonfinite_probe", 1, tmp_path_factory.mktemp("tried"))
+    return found
+
+
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 @pytest.mark.parametrize("stage", [0, 1, 2, 3])
-def test_such_a_step_is_left_out_at_every_stage(stage: int, precision: str, tmp_path: Path) -> None:
-    [steps] = run_ranks("tests.training.nonfinite_probe", 1, tmp_path, str(stage), precision)
+def test_such_a_step_is_left_out_at_every_stage(
+    stage: int, precision: str, tried: dict[str, list[dict[str, bool]]]
+) -> None:
+    steps = tried[f"{stage}-{precision}"]
     assert [step["applied"] for step in steps] == [True, False, False, True]
     assert [step["changed"] for step in steps] == [True, False, False, True]
     assert all(step["finite"] for step in steps)
@@ -82,6 +91,7 @@ def test_the_rows_of_a_step_left_out_are_named(
     assert state.isfinite().all()
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("ray_4_cpus")
 def test_too_many_in_a_row_stop_the_run(
     make_config: Callable[..., Config], poisoned: str, rows: Callable[[int], Path]

@@ -242,6 +242,7 @@ def other_base(folder: Path, config: PreTrainedConfig, tokenizer: PreTrainedToke
     return str(folder)
 
 
+@pytest.mark.slow
 def test_sliding_windows_are_packed_and_sharded(
     make_config: Callable[..., Config], tmp_path: Path, tokenizer: PreTrainedTokenizerFast
 ) -> None:
@@ -278,6 +279,7 @@ def test_what_packs_would_change_is_trained_padded_and_said(
     assert sum(line["num_computed_tokens"] for line in lines) > sum(line["num_tokens"] for line in lines) * 0.9
 
 
+@pytest.mark.slow
 def test_zero_3_on_three_ranks_equals_zero_0_on_one(make_config: Callable[..., Config]) -> None:
     found = []
     for name, stage, num_workers in (("one", 0, 1), ("three", 3, 3)):

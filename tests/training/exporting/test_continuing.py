@@ -152,14 +152,20 @@ def test_they_are_refused_before_a_worker_starts(make: Callable[..., Config], fi
         tune(config, say_nothing, never_start)
 
 
-def test_another_contract_is_refused(make: Callable[..., Config], first: Config, full: Config) -> None:
-    for earlier, prompt in ((first, "Be brief."), (full, None)):
-        config = make("never", model={"base": str(RunFolder.of(earlier).model)}, data={"system_prompt": prompt})
-        with pytest.raises(InputError, match=r"data\.system_prompt: .* was tuned by contract [0-9a-f]{12} "):
-            prepare(config, never_start)
-        assert not RunFolder.of(config).path.exists()
+@pytest.mark.parametrize(
+    ("earlier", "prompt"), [("first", "Be brief."), pytest.param("full", None, marks=pytest.mark.slow)]
+)
+def test_another_contract_is_refused(
+    make: Callable[..., Config], earlier: str, prompt: str | None, request: pytest.FixtureRequest
+) -> None:
+    start = RunFolder.of(request.getfixturevalue(earlier)).model
+    config = make("never", model={"base": str(start)}, data={"system_prompt": prompt})
+    with pytest.raises(InputError, match=r"data\.system_prompt: .* was tuned by contract [0-9a-f]{12} "):
+        prepare(config, never_start)
+    assert not RunFolder.of(config).path.exists()
 
 
+@pytest.mark.slow
 def test_all_weights_are_trained_on(make: Callable[..., Config], full: Config) -> None:
     start = RunFolder.of(full).model
     config = make("full-2", model={"base": str(start)}, data={"system_prompt": "Be brief."})
@@ -171,6 +177,7 @@ def test_all_weights_are_trained_on(make: Callable[..., Config], full: Config) -
     assert base.resolve(config).start == start
 
 
+@pytest.mark.slow
 def test_a_version_is_trained_on_and_stays_the_same_when_its_alias_moves(
     make: Callable[..., Config], first: Config
 ) -> None:

@@ -100,6 +100,7 @@ def failing(folder: Path) -> tuple[float, float | None]:
     raise ValueError("no scores today")
 
 
+@pytest.mark.slow
 def test_a_validation_that_fails_is_said_and_does_not_stop_the_training(
     make_config: Callable[..., Config], caplog: pytest.LogCaptureFixture
 ) -> None:
