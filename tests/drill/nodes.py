@@ -74,7 +74,7 @@ def node_drained(lab: Lab) -> Figures:
     """A node is taken away with notice: a checkpoint is made for it, and max_failures=0 is not touched."""
     with lab.nodes(3) as cluster:
         # No checkpoint but those made because of the notice.
-        train = {**WIDE, "epochs": 300, "checkpoint_every": 10**6}
+        train = {**WIDE, "epochs": 150, "checkpoint_every": 10**6}
         whole = lab.whole(**train)
         config = lab.start("drained", **train, max_failures=0)
         with lab.watch(config) as watch:

@@ -1,10 +1,12 @@
 """What Ray Train gave up on is told with what can be done about it, and so is a worker that failed on the way."""
 
+import os
 from pathlib import Path
 
 import pytest
 import torch
 from ray.exceptions import OutOfMemoryError, RayActorError
+from ray.train.constants import TORCH_PROCESS_GROUP_SHUTDOWN_TIMEOUT_S
 from ray.train.v2._internal.exceptions import WorkerHealthCheckFailedError
 from ray.train.v2.api.exceptions import ControllerError, WorkerGroupError
 
@@ -35,7 +37,10 @@ def test_what_did_not_fail_in_a_worker_is_told_as_it_is() -> None:
     assert "no room" in explained(ControllerError(RuntimeError("no room")))
 
 
-def test_the_worker_that_died_is_named_and_not_those_that_missed_it(tmp_path: Path) -> None:
+def test_the_worker_that_died_is_named_and_not_those_that_missed_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(TORCH_PROCESS_GROUP_SHUTDOWN_TIMEOUT_S, "30")
     notices = Notices(tmp_path / "notices.jsonl")
     tell = LostWorkers(tmp_path / "notices.jsonl")
     tell.after_exception(None, {0: RuntimeError("connection reset"), 1: DEAD})
@@ -44,3 +49,5 @@ def test_the_worker_that_died_is_named_and_not_those_that_missed_it(tmp_path: Pa
     assert dead.startswith("worker 1 failed: The actor died")
     assert "\n" not in dead
     assert first == "worker 0 failed: first"
+    # Ray reads it when it ends the others.
+    assert os.environ[TORCH_PROCESS_GROUP_SHUTDOWN_TIMEOUT_S] == "5"
