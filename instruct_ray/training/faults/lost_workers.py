@@ -11,17 +11,17 @@ from instruct_ray.training.notices import note
 MAX_CHARACTERS = 300
 # Seconds that the others get to leave their process group; beside a worker that hangs they can't, and Ray's default of
 # 30 goes by in vain. Read in the controller, to which Ray hands on no such variable of the driver.
-LEAVE = {"TORCH_PROCESS_GROUP_SHUTDOWN_TIMEOUT_S": "5"}
+LEAVE = ("TORCH_PROCESS_GROUP_SHUTDOWN_TIMEOUT_S", "5")
 
 
 class LostWorkers(UserCallback):
-    """Says which worker failed first to the eye, and how; the others are not waited for."""
+    """Says which worker failed first to the eye, and how; the others are not waited for long."""
 
     def __init__(self, notices: Path) -> None:
         self._notices = notices
 
     def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
-        os.environ |= LEAVE
+        os.environ.setdefault(*LEAVE)
         # One that died is the cause; the others only missed it in a collective.
         rank, error = min(worker_exceptions.items(), key=lambda each: (not _has_died(each[1]), each[0]))
         text = " ".join(str(vars(error).get("health_check_failure", error)).split())[:MAX_CHARACTERS]

@@ -40,7 +40,9 @@ def test_what_did_not_fail_in_a_worker_is_told_as_it_is() -> None:
 def test_the_worker_that_died_is_named_and_not_those_that_missed_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    # So that it is put back, then that it is not set.
     monkeypatch.setenv(TORCH_PROCESS_GROUP_SHUTDOWN_TIMEOUT_S, "30")
+    monkeypatch.delenv(TORCH_PROCESS_GROUP_SHUTDOWN_TIMEOUT_S)
     notices = Notices(tmp_path / "notices.jsonl")
     tell = LostWorkers(tmp_path / "notices.jsonl")
     tell.after_exception(None, {0: RuntimeError("connection reset"), 1: DEAD})
