@@ -1,6 +1,7 @@
 """Plan -> a Ray Data stream of packs for one rank, starting at any step without reading what came before."""
 
 from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,23 @@ FETCH_CPUS = 0.1
 
 
 def stream(path: Path, plan: Plan, start_step: int, rank: int, world_size: int) -> Iterator[list[Pack]]:
-    """Yield a rank's packs step by step in the order of the plan, read ahead of training by Ray Data tasks."""
+    """A rank's packs step by step in the order of the plan, read ahead of training by Ray Data tasks; the first are on
+    their way when this returns, so that other things can be made ready meanwhile."""
+    packs = _fetched(path, plan, start_step, rank, world_size)
+    executor = ThreadPoolExecutor(max_workers=1)
+    first = executor.submit(next, packs, None)
+    executor.shutdown(wait=False)
+    return _from(first, packs)
+
+
+def _from(first: Future[list[Pack] | None], others: Iterator[list[Pack]]) -> Iterator[list[Pack]]:
+    packs = first.result()
+    if packs is not None:
+        yield packs
+        yield from others
+
+
+def _fetched(path: Path, plan: Plan, start_step: int, rank: int, world_size: int) -> Iterator[list[Pack]]:
     dataset = PackedDataset.open(path)
     steps_per_task = ROW_GROUPS_PER_TASK * packs_per_row_group(dataset.manifest["pack_tokens"])
     starts = [{"step": step} for step in range(start_step, plan.num_steps, steps_per_task)]

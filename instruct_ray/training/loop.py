@@ -47,13 +47,12 @@ def work(job: TrainJob, read: Read, score: Score | None) -> str:
     """Train on this rank's share of every step of the plan, and export. Returns why it stopped before the end, or
     nothing: what another attempt would only repeat is no failure to Ray."""
     try:
-        training, start = _set_up(job, score)
+        training = _set_up(job, read, score)
     except InputError as error:
         # All ranks find the same.
         return str(error)
-    packs = read(job.packs, job.plan, start, training.rank, training.world_size)
     with sampled(_system_metrics(job)):
-        ending = training.run(packs, start)
+        ending = training.run()
     if not ending and training.validator:
         training.validator.finish()
     return ending or training.exporter.export(training.engine)
@@ -66,16 +65,18 @@ def _system_metrics(job: TrainJob) -> Path | None:
     return job.metrics.with_name(name) if context.get_local_rank() == 0 else None
 
 
-def _set_up(job: TrainJob, score: Score | None) -> tuple["Training", int]:
-    """(all that the steps need, how many are done)."""
+def _set_up(job: TrainJob, read: Read, score: Score | None) -> "Training":
+    """All that the steps need."""
     context, device = ray.train.get_context(), ray.train.torch.get_device()
     rank, world_size = context.get_world_rank(), context.get_world_size()
     dtype = DTYPES[job.train.precision]
-    # Before there is an engine: the proof loads the base once more.
-    proof = agree(job.base, job.packs, job.obstacle, job.proof, device)
     contract_digest = PackedDataset.open(job.packs).manifest["contract_digest"]
     keeper = Keeper(job.checkpoints, contract_digest, rank, world_size, device)
     start = keeper.find_start(job.train.zero_stage)
+    # First of all: they travel while the model is loaded.
+    packs = read(job.packs, job.plan, start.step, rank, world_size)
+    # Before there is an engine: the proof loads a part of the base once more.
+    proof = agree(job.base, job.packs, job.obstacle, job.proof, device)
     engine = ZeroEngine(
         job.train,
         job.plan.packs_per_rank(world_size),
@@ -90,8 +91,10 @@ def _set_up(job: TrainJob, score: Score | None) -> tuple["Training", int]:
     if validator:
         validator.resume(job.checkpoints, start.step, job.is_due)
     spike = job.train.loss_spike
-    training = Training(
+    return Training(
         job=job,
+        packs=packs,
+        start=start.step,
         engine=engine,
         compute=make_compute(AutoConfig.from_pretrained(job.base), proof, dtype),
         keeper=keeper,
@@ -102,9 +105,7 @@ def _set_up(job: TrainJob, score: Score | None) -> tuple["Training", int]:
         log=log,
         drain=Drain(rank),
         rank=rank,
-        world_size=world_size,
     )
-    return training, start.step
 
 
 def _exporter(job: TrainJob, implementation: str, rank: int) -> Exporter:
@@ -125,6 +126,10 @@ class Training:
     """A rank's part of a training; all ranks take the same way through it."""
 
     job: TrainJob
+    packs: Iterator[list[Pack]]
+    """Of each step from `start` on."""
+    start: int
+    """Steps done before."""
     engine: ZeroEngine
     compute: Compute
     keeper: Keeper
@@ -134,16 +139,15 @@ class Training:
     log: Log
     drain: Drain
     rank: int
-    world_size: int
     num_left_out: int = 0
     """Steps in a row, up to now."""
 
-    def run(self, packs: Iterator[list[Pack]], start: int) -> str:
-        """The steps from `start` on; returns why it stopped before the end, or nothing."""
+    def run(self) -> str:
+        """The steps that are left; returns why it stopped before the end, or nothing."""
         num_trained_by_pack = PackedDataset.open(self.job.packs).num_trained
-        for step in range(start, self.job.plan.num_steps):
+        for step in range(self.start, self.job.plan.num_steps):
             num_trained = int(num_trained_by_pack[self.job.plan.packs(step)].sum())
-            done = self._step(step, packs, num_trained)
+            done = self._step(step, num_trained)
             ending = self._trouble(step + 1, done)
             if ending is None:
                 ending = self._checkpoint(step + 1, done)
@@ -151,13 +155,13 @@ class Training:
                 return ending
         return ""
 
-    def _step(self, step: int, packs: Iterator[list[Pack]], num_trained: int) -> Step:
+    def _step(self, step: int, num_trained: int) -> Step:
         began = time.perf_counter()
         plan, train = self.job.plan, self.job.train
         learning_rate = learning_rate_at(step, plan.num_steps, train)
         # Dropout depends on the position in the run alone, so a continued run draws what an uninterrupted one does.
         torch.manual_seed(hash((plan.seed, step, self.rank)))
-        mine = next(packs)
+        mine = next(self.packs)
         waited = time.perf_counter() - began
         wishes = {"wants_stop": self.job.stop.exists(), "wants_lookout": self.drain.is_due}
         done = train_step(self.engine, self.compute, mine, num_trained, learning_rate, **wishes)
