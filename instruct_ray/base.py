@@ -2,18 +2,17 @@
 
 import hashlib
 import importlib.util
-import io
 import json
 import shutil
-from contextlib import redirect_stderr
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GgufConfig
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
+from instruct_ray import gguf_file
 from instruct_ray.config import Config
 from instruct_ray.errors import InputError
 from instruct_ray.run import MODEL_RECORD, RunFolder, complete_folder, write_json
@@ -163,23 +162,8 @@ def _from_package(package: str, cache: Path) -> Path:
     target = cache / f"{package}-{_file_digest(ggufs[0])[:12]}"
     if not target.is_dir():
         with complete_folder(target) as folder:
-            _dequantize(ggufs[0], folder)
+            gguf_file.convert(ggufs[0], folder)
     return target
-
-
-def _dequantize(gguf: Path, folder: Path) -> None:
-    """GGUF -> bfloat16 safetensors: the precision that published checkpoints come in."""
-    source, name = str(gguf.parent), gguf.name
-    tokenizer = AutoTokenizer.from_pretrained(source, gguf_file=name)
-    # transformers draws a progress bar here that no setting of it turns off.
-    with redirect_stderr(io.StringIO()):
-        model = AutoModelForCausalLM.from_pretrained(
-            source, gguf_file=name, quantization_config=GgufConfig(dequantize=True), dtype=torch.bfloat16
-        )
-    # The weights are plain now; a left-over entry would make every later load treat them as quantized.
-    model.config.__dict__.pop("quantization_config", None)
-    model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
 
 
 def _from_hub(name: str, cache: Path) -> Path:

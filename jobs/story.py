@@ -10,7 +10,6 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-import ray
 from langchain_core.prompts import PromptTemplate
 from langchain_openai import ChatOpenAI
 from rich.console import Console
@@ -20,8 +19,8 @@ from instruct_ray.config import Config
 from instruct_ray.console import Status
 from instruct_ray.data.rendering.renderer import load_renderer
 from instruct_ray.evidence.evaluate import load_evidence
-from instruct_ray.inference.actor import start_engine
-from instruct_ray.inference.engine import Sampling
+from instruct_ray.inference.engine import Sampling, complete
+from instruct_ray.inference.transformers_engine import TransformersEngine
 from instruct_ray.run import RunFolder
 from jobs import evaluate, prepare, register, runner, serve, tune
 
@@ -56,8 +55,7 @@ def _tell(config: Config, path: Path) -> dict[str, object]:
         seconds[name] = _timed(lambda job=job: job.main(config))  # type: ignore[misc]
 
     _heading("before: what the base model answers")
-    with Status("base") as status:
-        before = _ask_base(config, status)
+    before = _ask_base(config)
     _show_answer(PROMPT, before)
 
     _heading("serve: version -> endpoint")
@@ -96,14 +94,14 @@ def _tell(config: Config, path: Path) -> dict[str, object]:
     }
 
 
-def _ask_base(config: Config, status: Callable[[str], None]) -> str:
-    status("loading")
+def _ask_base(config: Config) -> str:
+    """In this process, which has loaded the libraries."""
     renderer = load_renderer(RunFolder.of(config).model)
-    engine = start_engine(base.resolve(config).start, renderer.contract, config.serving)
+    engine = TransformersEngine(base.resolve(config).start, renderer.contract, max_batch_size=1)
     prompt = renderer.prompt([{"role": "user", "content": PROMPT}])
-    completions, _ = ray.get(engine.answer.remote([prompt], Sampling(MAX_TOKENS)))
-    ray.kill(engine)
-    return str(renderer.tokenizer.decode(completions[0].token_ids, skip_special_tokens=True))
+    [completion] = complete(engine, [prompt], Sampling(MAX_TOKENS))
+    engine.close()
+    return str(renderer.tokenizer.decode(completion.token_ids, skip_special_tokens=True))
 
 
 def _ask_with_curl(config: Config, base_url: str) -> str:

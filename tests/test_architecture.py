@@ -7,8 +7,8 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 ORDER = [
-    "errors", "worker_env", "config_errors", "config", "config_file", "run", "lease", "tracking", "versions", "base",
-    "data", "inference", "training", "evidence", "registry", "serving",
+    "errors", "worker_env", "config_errors", "config", "config_file", "run", "lease", "tracking", "versions",
+    "gguf_file", "base", "data", "inference", "training", "evidence", "registry", "serving",
 ]  # fmt: skip
 # Seen by all, sees none.
 APART = {"console"}

@@ -20,7 +20,8 @@ from instruct_ray.inference.loading import load_for_inference
 logger = logging.getLogger(__name__)
 # How long the first request of a batch waits for company.
 GATHER_SECONDS = 0.005
-MIN_SHARED_PREFIX = 16
+# A prefix that all prompts share is computed once if that spares so many tokens: its pass reads all weights once more.
+MIN_SPARED_TOKENS = 64
 
 
 class TransformersEngine:
@@ -126,7 +127,7 @@ def shared_prefix(prompts: Sequence[list[int]]) -> int:
     shortest = min(map(len, prompts)) - 1
     first, last = min(prompts), max(prompts)
     length = next((i for i in range(shortest) if first[i] != last[i]), shortest)
-    return length if length >= MIN_SHARED_PREFIX else 0
+    return length if length * (len(prompts) - 1) >= MIN_SPARED_TOKENS else 0
 
 
 def _may_share(request: Request, other: Request) -> bool:

@@ -41,7 +41,7 @@ def test_answers_equal_plain_greedy_decoding(engine: TransformersEngine, base_fo
 
 def test_a_shared_prefix_changes_no_answer(engine: TransformersEngine, base_folder: Path) -> None:
     stop = make_renderer(base_folder, None).contract.stop_token_id
-    prefix = list(range(5, 29))
+    prefix = list(range(5, 45))
     prompts = [[*prefix, *rest] for rest in ([30], [31, 32, 33], [34, 35])]
     assert shared_prefix(prompts) == len(prefix)
     answers = complete(engine, prompts, Sampling(6))
@@ -50,7 +50,14 @@ def test_a_shared_prefix_changes_no_answer(engine: TransformersEngine, base_fold
 
 @pytest.mark.parametrize(
     ("prompts", "length"),
-    [([[1] * 30], 0), ([[1] * 30, [1] * 30], 29), ([[1] * 5, [1] * 9], 0), ([[1] * 20 + [2], [1] * 20 + [3]], 20)],
+    [
+        ([[1] * 90], 0),
+        ([[1] * 90, [1] * 90], 89),
+        ([[1] * 80 + [2], [1] * 80 + [3]], 80),
+        # Not worth a pass for two prompts, but for many.
+        ([[1] * 12, [1] * 19], 0),
+        ([[1] * 12, [1] * 19] * 8, 11),
+    ],
 )
 def test_a_prefix_leaves_every_prompt_a_token(prompts: list[list[int]], length: int) -> None:
     assert shared_prefix(prompts) == length
