@@ -65,6 +65,8 @@ def connect(min_cpus: int = MIN_LOCAL_CPUS) -> None:
         os.environ.setdefault("RAY_TRAIN_ENABLE_STATE_TRACKING", "1")
         ray.init(**options)
     else:
+        # Nobody takes the only node away: one process less to start.
+        os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
         ray.init(num_cpus=max(min_cpus, os.cpu_count() or 1), include_dashboard=False, **options)
     ray.data.DataContext.get_current().enable_progress_bars = False
     unwind_on_sigterm()

@@ -12,6 +12,7 @@ import yaml
 
 from instruct_ray import cli
 from instruct_ray.config import Config
+from jobs import runner
 
 RUN = "import sys; from instruct_ray import cli; cli.main(sys.argv[1:]); print(*sys.modules, file=sys.stderr)"
 
@@ -71,16 +72,12 @@ def test_bad_input_is_one_line_and_exit_code_2(
     assert said.startswith("error: ") and message in said
 
 
-def doctor(config_file: Path, *overrides: str) -> subprocess.CompletedProcess[str]:
-    code = "from instruct_ray.cli import main; main()"
-    command = [sys.executable, "-c", code, "doctor", "--config", str(config_file), *overrides]
-    environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
-    return subprocess.run(command, capture_output=True, text=True, timeout=240, env=environment)
-
-
 def test_the_doctor_says_what_would_come_of_it(config_file: Path) -> None:
+    code = "from instruct_ray.cli import main; main()"
     # More workers than the machine may have cores: the local cluster counts enough.
-    done = doctor(config_file, "train.num_workers=6")
+    command = [sys.executable, "-c", code, "doctor", "--config", str(config_file), "train.num_workers=6"]
+    environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
+    done = subprocess.run(command, capture_output=True, text=True, timeout=240, env=environment)
     assert done.returncode == 0, done.stderr[-2000:]
     said = " ".join(done.stdout.split())
     assert "placement fine 6 worker(s) on 1 of 1 node(s)" in said
@@ -88,8 +85,15 @@ def test_the_doctor_says_what_would_come_of_it(config_file: Path) -> None:
     assert "packs note not prepared yet" in said
 
 
-def test_the_doctor_refuses_what_can_not_work(config_file: Path) -> None:
-    done = doctor(config_file, "train.use_gpu=true", "train.num_workers=64")
-    assert done.returncode == 2, done.stderr[-2000:]
-    assert "placement refused" in " ".join(done.stdout.split())
-    assert done.stderr.splitlines()[-1].startswith("error: placement: 64 worker(s) of 1 CPU and 1 GPU beside 1 CPU")
+@pytest.mark.usefixtures("ray_4_cpus")
+def test_the_doctor_refuses_what_can_not_work(
+    config_file: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Other tests go on in this cluster.
+    monkeypatch.setattr(runner, "disconnect", lambda: None)
+    with pytest.raises(SystemExit) as stopped:
+        cli.main(["doctor", "--config", str(config_file), "train.use_gpu=true", "train.num_workers=64"])
+    assert stopped.value.code == 2
+    said = capsys.readouterr()
+    assert "placement refused" in " ".join(said.out.split())
+    assert said.err.splitlines()[-1].startswith("error: placement: 64 worker(s) of 1 CPU and 1 GPU beside 1 CPU")

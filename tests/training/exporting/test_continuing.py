@@ -1,5 +1,6 @@
 """A run that goes on from what an earlier one left: its model, its adapter, or its version."""
 
+import itertools
 import json
 import shutil
 from collections.abc import Callable
@@ -98,9 +99,13 @@ def test_an_adapter_is_trained_on(make: Callable[..., Config], first: Config, ba
     record = json.loads((folder / "instruct_ray.json").read_text())
     assert (record["base"], record["form"]) == (str(start), "adapter")
     assert record["base_folder_digest"] == base.resolve(first).digest != record["base_digest"]
-    # It stands on the same base as the one before it, in plain peft.
+    assert not (folder / "model.safetensors").exists()
+    # It stands on the same base as the one before it, in plain peft, and both of them change its answers.
     plain = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base_folder), folder)(IDS).logits
-    assert not torch.allclose(load_for_inference(start)(IDS).logits, plain, atol=1e-3)
+    torch.testing.assert_close(load_for_inference(folder)(IDS).logits, plain, rtol=1e-4, atol=1e-4)
+    untuned, earlier = (load_for_inference(each)(IDS).logits for each in (base_folder, start))
+    for one, other in itertools.combinations((untuned, earlier, plain), 2):
+        assert not torch.allclose(one, other, atol=1e-3)
     # The zero-shot arm is what the run started from.
     evaluate(config, say_nothing, no_start)
     answers = [RunFolder.of(each).evidence.with_name("answers.jsonl").read_text() for each in (first, config)]

@@ -41,7 +41,7 @@ def test_each_checkpoint_is_scored_and_the_best_exported(
     make_config: Callable[..., Config], stage: int, num_workers: int, lora: dict[str, int] | None
 ) -> None:
     validation = {"num_rows": 8, "num_answers": 2, "max_new_tokens": 4}
-    train = {**TRAIN, "zero_stage": stage, "num_workers": num_workers, "epochs": 3, "precision": "fp32"}
+    train = {**TRAIN, "zero_stage": stage, "num_workers": num_workers, "epochs": 2, "precision": "fp32"}
     config = make_config(data=DATA, model={"lora": lora}, train=train | {"validation": validation})
     num_steps = len(run(config))
     folder = RunFolder.of(config)
