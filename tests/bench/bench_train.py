@@ -1,11 +1,11 @@
-"""Training throughput in row tokens a second: ours, and TRL at its defaults and at the best settings found.
+"""Training throughput in row tokens a second: ours, and peers at their defaults and at the best settings found.
 
     python -m tests.bench.bench_train                     (both data sets, three rounds)
-    python -m tests.bench.bench_train --try               (TRL's candidates for its best settings, once each)
+    python -m tests.bench.bench_train --try               (candidates for the peers' best settings, once each)
 
 SmolLM2-135M, full tuning in bf16, both cores, the same rows, the same number of optimizer steps, optimizer included.
-Ours is the real thing: `jobs.prepare`, then `jobs.tune` with Ray Train and DeepSpeed. Before anything is timed, both
-must give the same loss on the same rows in fp32.
+Ours is the real thing: `jobs.prepare`, then `jobs.tune` with Ray Train and DeepSpeed. Peers are TRL, and transformers'
+Trainer with DeepSpeed. Before anything is timed, all must give the same loss on the same rows in fp32.
 """
 
 import argparse
@@ -17,9 +17,9 @@ from typing import Any
 from tests.bench import machine
 from tests.bench.equal_loss import check_equal_loss
 from tests.bench.flops import ModelSize, useful_flops
+from tests.bench.peers import PEERS, TRL, python_of
 from tests.bench.rows import NoDataError, real
-from tests.bench.train_sides import Task, Timed, make_task, run_ours, run_trl
-from tests.bench.trl_env import BEST, CANDIDATES, DEFAULTS, python_of
+from tests.bench.train_sides import Task, Timed, make_task, run_ours, run_peer
 
 NUM_ROWS = {"clinc": 320, "alpaca": 80}
 EXAMPLES_PER_STEP = {"clinc": 64, "alpaca": 16}
@@ -32,29 +32,30 @@ def parse() -> argparse.Namespace:
     parser = machine.arguments(__doc__)
     parser.add_argument("--data", nargs="+", choices=NUM_ROWS, default=list(NUM_ROWS))
     parser.add_argument("--rows", type=int, help="rows of each data set; fewer while developing")
-    parser.add_argument("--rounds", type=int, default=3, help="each runs ours, then TRL twice")
+    parser.add_argument("--rounds", type=int, default=3, help="each runs ours, then every peer twice")
     parser.add_argument("--pack-tokens", type=int, default=1024)
     parser.add_argument("--examples-per-step", type=int)
     parser.add_argument("--workers", type=int, default=1, help="our Ray Train workers; they share the cores")
     parser.add_argument("--zero-stage", type=int, default=0)
-    parser.add_argument("--trl", type=Path, default=machine.CACHE / "trl", help="TRL's environment")
-    parser.add_argument("--only-ours", action="store_true", help="leave TRL out, to try settings of ours")
-    parser.add_argument("--try", action="store_true", dest="try_candidates", help="only TRL's candidates")
+    parser.add_argument("--env", type=Path, default=machine.CACHE / "peers", help="the peers' environment")
+    parser.add_argument("--peers", nargs="*", choices=[peer.trainer for peer in PEERS], help="all if not given")
+    parser.add_argument("--try", action="store_true", dest="try_candidates", help="only the peers' candidates")
     options = parser.parse_args()
+    names = options.peers if options.peers is not None else [peer.trainer for peer in PEERS]
+    options.peers = [peer for peer in PEERS if peer.trainer in names]
     options.examples_per_step = {name: options.examples_per_step or EXAMPLES_PER_STEP[name] for name in NUM_ROWS}
     return options
 
 
 def run_rounds(task: Task, options: argparse.Namespace) -> list[dict[str, Any]]:
-    """Ours, TRL's defaults, TRL's best, and again: what disturbs the machine disturbs all."""
+    """Ours, each peer at its defaults and at its best, and again: what disturbs the machine disturbs all."""
     rounds = []
     for number in range(options.rounds):
         peak = machine.gemm_peak(machine.CORES)
         sides = {"ours": run_ours(task, f"round{number}", options)}
-        if not options.only_ours:
-            peers = {"TRL, defaults": DEFAULTS, "TRL, best settings": BEST[task.name]}
-            for peer, (side, settings) in enumerate(peers.items()):
-                sides[side] = run_trl(task, f"round{number}-trl{peer}", python_of(options.trl), settings)
+        for peer in options.peers:
+            for index, (side, settings) in enumerate(peer.sides(task.name).items()):
+                sides[side] = run_peer(task, f"round{number}-{index}", python_of(options.env), peer, settings)
         rates = ", ".join(f"{side} {timed.tokens_per_second:,.0f}" for side, timed in sides.items())
         machine.say(f"{task.name} round {number + 1}: {rates} tokens/s; matrix products {peak:,.0f} GFLOP/s")
         rounds.append({"peak_gflops": peak, "sides": sides})
@@ -85,20 +86,25 @@ def summary(task: Task, rounds: list[dict[str, Any]]) -> list[list[object]]:
 
 
 def _verdict(name: str, side: str, ratios: list[float]) -> str:
-    target = TARGETS[name][0 if side == "TRL, best settings" else 1]
+    """Targets are set against TRL."""
+    if not side.startswith(TRL.name):
+        return ""
+    target = TARGETS[name][0 if side.endswith("best settings") else 1]
     return f"; target ≥ {target}: {'yes' if statistics.median(ratios) >= target else 'NO'}"
 
 
 def try_candidates(task: Task, options: argparse.Namespace) -> list[list[object]]:
-    """TRL at every candidate, once; what fails says why."""
+    """The peers at every candidate, once; what fails says why."""
     lines: list[list[object]] = []
-    for number, (name, settings) in enumerate(CANDIDATES.items()):
-        try:
-            rate = f"{run_trl(task, f'try{number}', python_of(options.trl), settings).tokens_per_second:,.0f}"
-        except (RuntimeError, AssertionError) as error:
-            rate = str(error).splitlines()[-1]
-        machine.say(f"{task.name}, TRL {name}: {rate}")
-        lines.append([task.name, name, rate])
+    for peer in options.peers:
+        for number, (name, settings) in enumerate(peer.candidates.items()):
+            try:
+                timed = run_peer(task, f"try{number}", python_of(options.env), peer, settings)
+                rate = f"{timed.tokens_per_second:,.0f}"
+            except (RuntimeError, AssertionError) as error:
+                rate = str(error).splitlines()[-1]
+            machine.say(f"{task.name}, {peer.name}, {name}: {rate}")
+            lines.append([task.name, peer.name, name, rate])
     return lines
 
 
@@ -119,7 +125,7 @@ def main() -> None:
         if options.try_candidates:
             lines += try_candidates(task, options)
             continue
-        equal = {} if options.only_ours else check_equal_loss(task, python_of(options.trl), options.pack_tokens)
+        equal = [check_equal_loss(task, python_of(options.env), peer, options.pack_tokens) for peer in options.peers]
         machine.say(f"{name}: loss in fp32 {equal}")
         rounds = run_rounds(task, options)
         lines += summary(task, rounds)
@@ -127,7 +133,9 @@ def main() -> None:
         peaks = [each["peak_gflops"] for each in rounds]
         measured.append({"data": name, "equal_loss": equal, "peak_gflops": peaks, "rounds": sides})
     if options.try_candidates:
-        machine.publish("train_try", options.out, facts, [machine.table(["data", "TRL", "tokens/s"], lines)], lines)
+        machine.publish(
+            "train_try", options.out, facts, [machine.table(["data", "peer", "settings", "tokens/s"], lines)], lines
+        )
         return
     header = ["data", "side", "row tokens/s (median, range)", "ours is faster by", "share of the bf16 matrix peak"]
     machine.publish("train", options.out, facts, [machine.table(header, lines)], measured)

@@ -1,4 +1,4 @@
-"""The two sides of the training benchmark, each in a process of its own: ours by its jobs, TRL in its environment."""
+"""The sides of the training benchmark, each in a process of its own: ours by its jobs, peers in their environment."""
 
 import argparse
 import json
@@ -17,13 +17,14 @@ from instruct_ray.data.prepare import find
 from instruct_ray.training.job import plan_of
 from tests.bench.examples import bench_config, examples_of, renderer_of, resolve_base
 from tests.bench.machine import CORES, environment, run_python
+from tests.bench.peers import Peer, Settings
 from tests.bench.rows import Row, line_starts, write_jsonl
 
 BATCH = 8
-# Steps not timed, on both sides: libraries are warming up.
+# Steps not timed, on every side: libraries are warming up.
 WARM_UP = 1
 LEARNING_RATE = 1e-5
-# Ray gives its workers this niceness; TRL gets the same.
+# Ray gives its workers this niceness; the peers get the same.
 NICE = 15
 
 
@@ -84,17 +85,18 @@ def run_ours(task: Task, round_: str, options: argparse.Namespace) -> Timed:
     return _timed(lines, [line["loss"] for line in lines])
 
 
-def run_trl(task: Task, round_: str, python: Path, settings: dict[str, Any]) -> Timed:
-    """TRL on the same rows in as many steps."""
-    # What TRL packs becomes about so many rows.
+def run_peer(task: Task, round_: str, python: Path, peer: Peer, settings: Settings) -> Timed:
+    """A peer on the same rows in as many steps."""
+    # What is packed becomes about so many rows.
     num_rows = -(-task.row_tokens // settings["max_length"]) if settings.get("packing") else len(task.examples)
     # In as many steps as ours takes: batches no larger than asked for, all alike.
     largest = settings.get("per_device_train_batch_size", BATCH)
     accumulation = -(-num_rows // (task.num_steps * largest))
     settings = settings | {"per_device_train_batch_size": -(-num_rows // (task.num_steps * accumulation))}
-    answer = ask_trl(task, round_, python, {"kind": "train", "settings": settings, "accumulation": accumulation})
+    request = {"kind": "train", "settings": settings, "accumulation": accumulation}
+    answer = ask_peer(task, round_, python, peer, request)
     if not settings.get("packing"):
-        _check_steps("TRL", len(answer["seconds"]), task)
+        _check_steps(peer.name, len(answer["seconds"]), task)
     lines = []
     for step, seconds in enumerate(answer["seconds"]):
         counts = answer["counts"][step * accumulation : (step + 1) * accumulation]
@@ -103,21 +105,22 @@ def run_trl(task: Task, round_: str, python: Path, settings: dict[str, Any]) -> 
     return _timed(lines, answer["losses"])
 
 
-def ask_trl(task: Task, name: str, python: Path, request: dict[str, Any]) -> dict[str, Any]:
-    """Run `trl_peer` with a request about a task's rows; returns its answer."""
-    name = f"{task.name}-{name}"
+def ask_peer(task: Task, name: str, python: Path, peer: Peer, request: dict[str, Any]) -> dict[str, Any]:
+    """Run `peer.py` with a request about a task's rows; returns its answer."""
+    name = f"{task.name}-{name}-{peer.trainer}"
     given, answer = task.work / f"{name}-job.json", task.work / f"{name}-answer.json"
-    rows = [as_trl(example) for example in request.pop("examples", task.examples)]
-    common = {"threads": CORES, "base": str(task.base), "folder": str(task.work / "trl"), "rows": rows}
-    given.write_text(json.dumps(common | {"learning_rate": LEARNING_RATE} | request))
-    args = [str(Path(__file__).with_name("trl_peer.py")), str(given), str(answer)]
+    rows = [as_row(example) for example in request.pop("examples", task.examples)]
+    common = {"threads": CORES, "base": str(task.base), "folder": str(task.work / peer.trainer), "rows": rows}
+    common |= {"trainer": peer.trainer, "learning_rate": LEARNING_RATE}
+    given.write_text(json.dumps(common | request))
+    args = [str(Path(__file__).with_name("peer.py")), str(given), str(answer)]
     run_python(python, args, environment(), task.work / "logs" / f"{name}.log", nice=NICE)
     result: dict[str, Any] = json.loads(answer.read_text())
     return result
 
 
-def as_trl(example: Example) -> dict[str, list[int]]:
-    """An example as TRL takes tokenised rows; it shifts the labels itself."""
+def as_row(example: Example) -> dict[str, list[int]]:
+    """An example as peers take tokenised rows; the model shifts the labels itself."""
     prompt, completion = [int(i) for i in example.prompt_ids], [int(i) for i in example.completion_ids]
     return {"input_ids": prompt + completion, "labels": [-100] * len(prompt) + completion}
 

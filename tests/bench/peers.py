@@ -1,0 +1,99 @@
+"""The peers of the training benchmark, in an environment of their own outside the repository, and what may make them
+fast: TRL, and transformers' Trainer with DeepSpeed."""
+
+import os
+import shutil
+import subprocess
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tests.bench.machine import ROOT, say
+
+REQUIREMENTS = ("trl==1.16.0", "torch==2.13.0", "deepspeed==0.19.8")
+# What a peer's trainer is given; rows are never cut.
+Settings = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Peer:
+    """A trainer that others use, and settings of it."""
+
+    name: str
+    trainer: str
+    """As `peer.py` knows it."""
+    defaults: Settings
+    best: dict[str, Settings]
+    """The fastest of the candidates on each data set, as `--try` found them on two cores."""
+    candidates: dict[str, Settings]
+    """What `--try` measures."""
+
+    def sides(self, data: str) -> dict[str, Settings]:
+        """What is timed on a data set."""
+        return {f"{self.name}, defaults": self.defaults, f"{self.name}, best settings": self.best[data]}
+
+
+SORTED: Settings = {"train_sampling_strategy": "group_by_length"}
+# TRL 1.16's own defaults are bf16 autocast, gradient checkpointing, batches of 8 random rows, weights in the
+# checkpoint's precision (bf16).
+PLAIN_TRL: Settings = SORTED | {"max_length": None, "bf16": True, "gradient_checkpointing": False}
+TRL = Peer(
+    "TRL",
+    "trl",
+    defaults={"max_length": None},
+    # 2026-11-24. Packing is none: its rows see each other where FlashAttention is not there to part them, and it was no
+    # faster.
+    best={
+        "clinc": PLAIN_TRL | {"per_device_train_batch_size": 32},
+        "alpaca": PLAIN_TRL | {"per_device_train_batch_size": 4},
+    },
+    candidates={
+        "batches of 8": PLAIN_TRL,
+        "weights in fp32 (mixed precision with master weights)": PLAIN_TRL | {"dtype": "fp32"},
+        "bf16 weights without autocast": PLAIN_TRL | {"bf16": False},
+        "batches of 4": PLAIN_TRL | {"per_device_train_batch_size": 4},
+        "batches of 16": PLAIN_TRL | {"per_device_train_batch_size": 16},
+        "batches of 32": PLAIN_TRL | {"per_device_train_batch_size": 32},
+        "batches of 16, weights in fp32": PLAIN_TRL | {"per_device_train_batch_size": 16, "dtype": "fp32"},
+        "torch.compile, lengths padded to 32": PLAIN_TRL | {"torch_compile": True, "pad_to_multiple_of": 32},
+        "padding-free (block mask on CPU)": PLAIN_TRL | {"padding_free": True},
+        "packing bfd to 512": PLAIN_TRL | {"packing": True, "max_length": 512, "per_device_train_batch_size": 1},
+    },
+)
+# bf16 weights with fp32 masters, as ours; batches of 8 random rows are the Trainer's default.
+TRAINER = Peer(
+    "Trainer + DeepSpeed",
+    "transformers",
+    defaults={"zero_stage": 2},
+    best={
+        "clinc": SORTED | {"zero_stage": 0, "per_device_train_batch_size": 32},
+        "alpaca": SORTED | {"zero_stage": 0, "per_device_train_batch_size": 4},
+    },
+    candidates={
+        f"ZeRO-{stage}, batches of {batch} of like lengths": SORTED
+        | {"zero_stage": stage, "per_device_train_batch_size": batch}
+        for stage, batch in ((0, 4), (0, 8), (0, 16), (0, 32), (2, 16))
+    },
+)
+PEERS = (TRL, TRAINER)
+
+
+def python_of(folder: Path) -> Path:
+    """The interpreter of the peers' environment; creates it if it is not there.
+
+    Raises:
+        ValueError: the folder lies inside the repository.
+    """
+    if folder.resolve().is_relative_to(ROOT):
+        raise ValueError(f"{folder} lies inside the repository; the peers' environment must not")
+    ready, python = folder / ".ready", folder / "bin" / "python"
+    if not ready.is_file() or ready.read_text().split() != list(REQUIREMENTS):
+        say(f"installing {' '.join(REQUIREMENTS)} into {folder} (minutes, once)")
+        shutil.rmtree(folder, ignore_errors=True)
+        subprocess.run(["python3.11", "-m", "venv", str(folder)], check=True)
+        # The versions that this project is tested with, so that torch and transformers are the same on both sides.
+        command = [str(python), "-m", "pip", "install", "-q", "--disable-pip-version-check"]
+        env = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+        subprocess.run([*command, "-c", str(ROOT / "constraints.txt"), *REQUIREMENTS], check=True, env=env)
+        ready.write_text("\n".join(REQUIREMENTS))
+    return python
