@@ -39,11 +39,11 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--workers", type=int, default=1, help="our Ray Train workers; they share the cores")
     parser.add_argument("--zero-stage", type=int, default=0)
     parser.add_argument("--env", type=Path, default=machine.CACHE / "peers", help="the peers' environment")
-    parser.add_argument("--peers", nargs="*", choices=[peer.trainer for peer in PEERS], help="all if not given")
+    trainers = [peer.trainer for peer in PEERS]
+    parser.add_argument("--peers", nargs="*", choices=trainers, default=trainers, help="none: only ours")
     parser.add_argument("--try", action="store_true", dest="try_candidates", help="only the peers' candidates")
     options = parser.parse_args()
-    names = options.peers if options.peers is not None else [peer.trainer for peer in PEERS]
-    options.peers = [peer for peer in PEERS if peer.trainer in names]
+    options.peers = [peer for peer in PEERS if peer.trainer in options.peers]
     options.examples_per_step = {name: options.examples_per_step or EXAMPLES_PER_STEP[name] for name in NUM_ROWS}
     return options
 

@@ -24,7 +24,7 @@ class Peer:
     """As `peer.py` knows it."""
     defaults: Settings
     best: dict[str, Settings]
-    """The fastest of the candidates on each data set, as `--try` found them on two cores."""
+    """The fastest of the candidates tried on each data set, on two cores."""
     candidates: dict[str, Settings]
     """What `--try` measures."""
 
@@ -65,6 +65,7 @@ TRAINER = Peer(
     "Trainer + DeepSpeed",
     "transformers",
     defaults={"zero_stage": 2},
+    # 2026-11-25, on 125 rows of CLINC150; on 32 general triples batches of 4 and of 8 alone were tried.
     best={
         "clinc": SORTED | {"zero_stage": 0, "per_device_train_batch_size": 32},
         "alpaca": SORTED | {"zero_stage": 0, "per_device_train_batch_size": 4},
