@@ -36,7 +36,7 @@ test: $(READY)  ## prove it: every module, and the whole way on a tiny model
 test-faults: $(READY)  ## break runs on purpose: kills, lost nodes, full disks, damage, stops; 20 minutes
 	@$(RUN) -m pytest -m faults
 
-test-slow: $(READY)  ## every ZeRO stage and number of workers, memory, compiling; three quarters of an hour
+test-slow: $(READY)  ## every ZeRO stage and number of workers, memory, compiling; half an hour
 	@$(RUN) -m pytest -m slow
 
 drill: $(READY)  ## break runs in every way we know and print what it cost; DRILL="F1 F9" for some

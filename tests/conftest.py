@@ -15,6 +15,7 @@ import ray
 from transformers import PreTrainedTokenizerFast
 
 from instruct_ray.config import Config
+from jobs import prepare, tune
 from tests import tiny
 
 
@@ -75,3 +76,34 @@ def ray_4_cpus() -> Iterator[None]:
     ray.data.DataContext.get_current().enable_progress_bars = False
     yield
     ray.shutdown()
+
+
+@pytest.fixture(scope="session")
+def tuned(tmp_path_factory: pytest.TempPathFactory, base_folder: Path, triples_file: Path, ray_4_cpus: None) -> Config:
+    """A run of two workers, prepared and tuned by the jobs; tests add to its folder and change nothing."""
+    config = Config.model_validate(
+        {
+            "run": {"name": "tiny", "storage": tmp_path_factory.mktemp("runs")},
+            "model": {"base": str(base_folder)},
+            "data": {
+                "sources": [triples_file],
+                "test_fraction": 0.25,
+                "pack_tokens": 128,
+                "max_tokens": 128,
+                # The rows differ by a number only, and all of them are wanted.
+                "near_duplicates": None,
+            },
+            "train": {
+                "epochs": 4,
+                "examples_per_step": 12,
+                "checkpoint_every": 4,
+                "learning_rate": 1e-2,
+                "num_workers": 2,
+                "zero_stage": 2,
+            },
+            "registry": {"name": "tiny"},
+        }
+    )
+    prepare.main(config)
+    tune.main(config)
+    return config

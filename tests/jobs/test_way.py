@@ -15,7 +15,7 @@ from ray import serve as ray_serve
 from safetensors.torch import load_file
 
 from instruct_ray import cli
-from instruct_ray.config import Config
+from instruct_ray.config import Config, EvidenceConfig, ServingConfig
 from instruct_ray.data.rendering.renderer import load_renderer
 from instruct_ray.errors import InputError
 from instruct_ray.inference.engine import Sampling, complete
@@ -31,20 +31,16 @@ URL = f"http://127.0.0.1:{PORT}/v1"
 
 
 @pytest.fixture(scope="module")
-def config(tmp_path_factory: pytest.TempPathFactory, base_folder: Path, triples_file: Path, ray_4_cpus: None) -> Config:
+def config(tuned: Config) -> Config:
     """A run that went all the way to a version."""
-    config = Config.model_validate(
-        {
-            "run": {"name": "tiny", "storage": tmp_path_factory.mktemp("runs")},
-            "model": {"base": str(base_folder)},
-            "data": {"sources": [triples_file], "test_fraction": 0.25, "pack_tokens": 128, "max_tokens": 128},
-            "train": {"epochs": 2, "learning_rate": 1e-2, "num_workers": 2, "zero_stage": 2},
-            "evidence": {"max_new_tokens": 4, "num_latency_rows": 2},
-            "registry": {"name": "tiny"},
-            "serving": {"port": PORT, "max_new_tokens": 24, "max_batch_size": 4, "max_queued_requests": 4},
+    serving = {"port": PORT, "max_new_tokens": 24, "max_batch_size": 4, "max_queued_requests": 4}
+    config = tuned.model_copy(
+        update={
+            "evidence": EvidenceConfig(max_new_tokens=4, num_latency_rows=2),
+            "serving": ServingConfig.model_validate(serving),
         }
     )
-    for job in (prepare, tune, evaluate, register):
+    for job in (evaluate, register):
         job.main(config)
     return config
 

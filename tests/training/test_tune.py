@@ -31,9 +31,7 @@ from tests.fakes import no_start, say_nothing
 from tests.training.tiny_models import CONFIGS
 
 pytestmark = pytest.mark.usefixtures("ray_4_cpus")
-# The rows differ by a number only, and all of them are wanted.
-DATA = {"test_fraction": 0.25, "pack_tokens": 128, "max_tokens": 128, "near_duplicates": None}
-STEPS = {"epochs": 8, "examples_per_step": 12, "checkpoint_every": 4}
+STEPS = {"examples_per_step": 12, "checkpoint_every": 4}
 
 
 def metrics_of(config: Config) -> list[dict[str, float]]:
@@ -46,23 +44,6 @@ def proof_of(config: Config) -> PackingProof:
 
 def weights_of(config: Config) -> dict[str, torch.Tensor]:
     return load_file(RunFolder.of(config).model / "model.safetensors")
-
-
-@pytest.fixture(scope="module")
-def tuned(tmp_path_factory: pytest.TempPathFactory, base_folder: Path, triples_file: Path) -> Config:
-    """A training of two workers, done."""
-    config = Config.model_validate(
-        {
-            "run": {"name": "tuned", "storage": tmp_path_factory.mktemp("runs")},
-            "model": {"base": str(base_folder)},
-            "data": DATA | {"sources": [triples_file]},
-            "train": {**STEPS, "learning_rate": 1e-3, "num_workers": 2, "zero_stage": 2},
-            "registry": {"name": "tiny"},
-        }
-    )
-    prepare(config, no_start)
-    tune(config, say_nothing, no_start)
-    return config
 
 
 def test_the_loss_falls(tuned: Config) -> None:
@@ -98,7 +79,7 @@ def test_a_finished_run_does_nothing(tuned: Config) -> None:
 
 def test_a_changed_config_is_refused_by_key(tuned: Config) -> None:
     changed = tuned.model_copy(update={"train": tuned.train.model_copy(update={"learning_rate": 2e-3})})
-    with pytest.raises(InputError, match=r"train\.learning_rate was 0\.001, now 0\.002"):
+    with pytest.raises(InputError, match=r"train\.learning_rate was 0\.01, now 0\.002"):
         tune(changed, say_nothing, no_start)
 
 

@@ -113,6 +113,7 @@ def test_an_adapter_is_trained_on(make: Callable[..., Config], first: Config, ba
     assert [row["tuned"] for row in earlier] == [row["zero_shot"] for row in later]
 
 
+@pytest.mark.slow
 def test_the_first_step_is_the_adapters_own(make: Callable[..., Config], first: Config) -> None:
     """Without learning nothing changes: what is trained is what was left."""
     start = RunFolder.of(first).model
