@@ -8,6 +8,7 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["DS_ACCELERATOR"] = "cpu"
 
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -39,34 +40,8 @@ def triples_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def make_config(tmp_path: Path, base_folder: Path, triples_file: Path) -> Callable[..., Config]:
-    """A config for the tiny model; keyword arguments replace keys of its sections."""
-
-    def make(**sections: dict[str, object]) -> Config:
-        values: dict[str, dict[str, object]] = {
-            "run": {"name": "tiny", "storage": tmp_path / "runs"},
-            "model": {"base": str(base_folder)},
-            "data": {
-                "sources": [triples_file],
-                "test_fraction": 0.25,
-                "pack_tokens": 128,
-                "max_tokens": 128,
-                "near_duplicates": None,
-            },
-            "train": {
-                "examples_per_step": 16,
-                "learning_rate": 1e-3,
-                "zero_stage": 2,
-                "max_failures": 0,
-            },
-            "evidence": {"max_new_tokens": 4, "num_latency_rows": 2},
-            "registry": {"name": "tiny"},
-            "serving": {"max_new_tokens": 16},
-        }
-        for section, replaced in sections.items():
-            values[section] = values[section] | replaced
-        return Config.model_validate(values)
-
-    return make
+    """Makes `tiny.configure`'s configs of this test."""
+    return partial(tiny.configure, tmp_path / "runs", base_folder, triples_file)
 
 
 @pytest.fixture(scope="session")
@@ -81,29 +56,8 @@ def ray_4_cpus() -> Iterator[None]:
 @pytest.fixture(scope="session")
 def tuned(tmp_path_factory: pytest.TempPathFactory, base_folder: Path, triples_file: Path, ray_4_cpus: None) -> Config:
     """A run of two workers, prepared and tuned by the jobs; tests add to its folder and change nothing."""
-    config = Config.model_validate(
-        {
-            "run": {"name": "tiny", "storage": tmp_path_factory.mktemp("runs")},
-            "model": {"base": str(base_folder)},
-            "data": {
-                "sources": [triples_file],
-                "test_fraction": 0.25,
-                "pack_tokens": 128,
-                "max_tokens": 128,
-                # The rows differ by a number only, and all of them are wanted.
-                "near_duplicates": None,
-            },
-            "train": {
-                "epochs": 4,
-                "examples_per_step": 12,
-                "checkpoint_every": 4,
-                "learning_rate": 1e-2,
-                "num_workers": 2,
-                "zero_stage": 2,
-            },
-            "registry": {"name": "tiny"},
-        }
-    )
+    train = {"epochs": 4, "examples_per_step": 12, "checkpoint_every": 4, "learning_rate": 1e-2, "num_workers": 2}
+    config = tiny.configure(tmp_path_factory.mktemp("runs"), base_folder, triples_file, train=train)
     prepare.main(config)
     tune.main(config)
     return config

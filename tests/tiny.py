@@ -2,10 +2,13 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+from instruct_ray.config import Config
 
 CHATML = (
     "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n{% endfor %}"
@@ -76,3 +79,26 @@ def write_triples(path: Path) -> Path:
         )
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     return path
+
+
+def configure(storage: Path, base: Path, triples: Path, **sections: dict[str, Any]) -> Config:
+    """A config for the tiny model; keyword arguments replace keys of its sections."""
+    values: dict[str, dict[str, Any]] = {
+        "run": {"name": "tiny", "storage": storage},
+        "model": {"base": str(base)},
+        "data": {
+            "sources": [triples],
+            "test_fraction": 0.25,
+            "pack_tokens": 128,
+            "max_tokens": 128,
+            # The rows differ by a number only, and all of them are wanted.
+            "near_duplicates": None,
+        },
+        "train": {"examples_per_step": 16, "learning_rate": 1e-3, "zero_stage": 2, "max_failures": 0},
+        "evidence": {"max_new_tokens": 4, "num_latency_rows": 2},
+        "registry": {"name": "tiny"},
+        "serving": {"max_new_tokens": 16},
+    }
+    for section, replaced in sections.items():
+        values[section] = values[section] | replaced
+    return Config.model_validate(values)

@@ -15,7 +15,7 @@ from ray import serve as ray_serve
 from safetensors.torch import load_file
 
 from instruct_ray import cli
-from instruct_ray.config import Config, EvidenceConfig, ServingConfig
+from instruct_ray.config import Config, ServingConfig
 from instruct_ray.data.rendering.renderer import load_renderer
 from instruct_ray.errors import InputError
 from instruct_ray.inference.engine import Sampling, complete
@@ -33,13 +33,8 @@ URL = f"http://127.0.0.1:{PORT}/v1"
 @pytest.fixture(scope="module")
 def config(tuned: Config) -> Config:
     """A run that went all the way to a version."""
-    serving = {"port": PORT, "max_new_tokens": 24, "max_batch_size": 4, "max_queued_requests": 4}
-    config = tuned.model_copy(
-        update={
-            "evidence": EvidenceConfig(max_new_tokens=4, num_latency_rows=2),
-            "serving": ServingConfig.model_validate(serving),
-        }
-    )
+    serving = ServingConfig(port=PORT, max_new_tokens=24, max_batch_size=4, max_queued_requests=4)
+    config = tuned.model_copy(update={"serving": serving})
     for job in (evaluate, register):
         job.main(config)
     return config

@@ -26,6 +26,7 @@ from instruct_ray.tracking.client import tracking_uri
 from instruct_ray.training.modeling.adapters import check_same_adapter
 from instruct_ray.training.modeling.model import linear_layers
 from instruct_ray.training.trainer import tune
+from tests import tiny
 from tests.fakes import never_start, no_start, say_nothing
 
 pytestmark = pytest.mark.usefixtures("ray_4_cpus")
@@ -38,6 +39,7 @@ TRAIN = {
     "precision": "fp32",
     "warmup_fraction": 0.0,
 }
+EVIDENCE = {"num_latency_rows": 1, "num_few_shot": 1}
 IDS = torch.tensor([[5, 6, 7, 8]])
 
 
@@ -51,18 +53,9 @@ def make(tmp_path_factory: pytest.TempPathFactory, base_folder: Path, triples_fi
     storage = tmp_path_factory.mktemp("runs")
 
     def make(name: str, **sections: dict[str, Any]) -> Config:
-        values: dict[str, Any] = {
-            "run": {"name": name, "storage": storage},
-            "model": {"base": str(base_folder)},
-            "data": {"sources": [triples_file], "test_fraction": 0.25, "pack_tokens": 128, "max_tokens": 128},
-            "train": TRAIN,
-            "evidence": {"max_new_tokens": 4, "num_latency_rows": 1, "num_few_shot": 1},
-            "registry": {"name": "tiny"},
-        }
-        for section, replaced in sections.items():
-            values[section] = values[section] | replaced
-        values["data"]["near_duplicates"] = None
-        return Config.model_validate(values)
+        settings = {"run": {"name": name}, "evidence": EVIDENCE, **sections}
+        settings["train"] = TRAIN | sections.get("train", {})
+        return tiny.configure(storage, base_folder, triples_file, **settings)
 
     return make
 
