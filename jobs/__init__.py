@@ -1,1 +1,1 @@
-"""One program per arrow of the way: prepare, tune, evaluate, register, serve; demo runs them all."""
+"""Scripts for `ray job submit`: one per stage, each the same as the `instruct-ray` command, and the demo."""

@@ -1,35 +1,35 @@
-"""The whole way on incident reports, told in the terminal.    python -m jobs.demo --out runs/demo"""
+"""Every stage on the incident reports, then a question to the endpoint.    python -m jobs.demo --out runs/demo"""
 
 import argparse
 import socket
 from pathlib import Path
 
-from instruct_ray.config_file import load
-from instruct_ray.console import Status
+from instruct_ray.cli.ray_session import silence_libraries
+from instruct_ray.config.load import load_config
+from instruct_ray.console import StatusLine
 from instruct_ray.errors import exit_codes
-from instruct_ray.run import write_json
-from jobs import runner
+from instruct_ray.files import atomic_write_json
 
 CONFIG = Path(__file__).parent / "configs" / "incidents.yaml"
 
 
 def main() -> None:
-    """Run the demo and leave `summary.json`."""
+    """Run the demo and write `summary.json`."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, required=True, help="folder for everything the demo makes")
     parser.add_argument("--config", type=Path, default=CONFIG)
     parser.add_argument("overrides", nargs="*", metavar="section.key=value")
     arguments = parser.parse_args()
-    runner.quiet()
+    silence_libraries()
     with exit_codes():
         port = f"serving.port={_free_port()}"
-        config = load(arguments.config, [f"run.storage={arguments.out}", port, *arguments.overrides])
-        with Status("demo") as status:
+        config = load_config(arguments.config, [f"run.storage={arguments.out}", port, *arguments.overrides])
+        with StatusLine("demo") as status:
             status("loading torch, transformers, Ray and LangChain")
-            # Seconds of importing: here, so that they are not silent.
-            from jobs import story  # noqa: PLC0415
-        summary = story.tell(config, arguments.config)
-        write_json(arguments.out / "summary.json", summary)
+            # Takes seconds, which the status line shows.
+            from jobs.demo_steps import run_demo  # noqa: PLC0415
+        summary = run_demo(config, arguments.config)
+        atomic_write_json(arguments.out / "summary.json", summary)
         print(f"\nsummary -> {arguments.out / 'summary.json'}")
 
 

@@ -15,8 +15,9 @@ import pytest
 import ray
 from transformers import PreTrainedTokenizerFast
 
-from instruct_ray.config import Config
-from jobs import prepare, tune
+from instruct_ray.cli.stages.prepare import run_prepare
+from instruct_ray.cli.stages.tune import run_tune
+from instruct_ray.config.schema import Config
 from tests import tiny
 
 
@@ -55,9 +56,9 @@ def ray_4_cpus() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def tuned(tmp_path_factory: pytest.TempPathFactory, base_folder: Path, triples_file: Path, ray_4_cpus: None) -> Config:
-    """A run of two workers, prepared and tuned by the jobs; tests add to its folder and change nothing."""
+    """A run of two workers, prepared and tuned by the stages; tests add to its folder and change nothing."""
     train = {"epochs": 4, "examples_per_step": 12, "checkpoint_every": 4, "learning_rate": 1e-2, "num_workers": 2}
     config = tiny.configure(tmp_path_factory.mktemp("runs"), base_folder, triples_file, train=train)
-    prepare.main(config)
-    tune.main(config)
+    run_prepare(config)
+    run_tune(config)
     return config

@@ -5,11 +5,12 @@ import time
 import pytest
 
 from instruct_ray import console
+from instruct_ray.console import StatusLine
 
 
 def test_a_log_gets_a_line_now_and_then(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    monkeypatch.setattr(console, "SILENCE_SECONDS", 0.1)
-    with console.Status("tune") as status:
+    monkeypatch.setattr(console, "LOG_SECONDS", 0.1)
+    with StatusLine("tune") as status:
         time.sleep(0.15)
         for step in range(1000):
             status(f"step {step} [of] many")
@@ -21,6 +22,6 @@ def test_a_log_gets_a_line_now_and_then(monkeypatch: pytest.MonkeyPatch, capsys:
 
 
 def test_an_exception_ends_it(capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(RuntimeError), console.Status("tune"):
+    with pytest.raises(RuntimeError), StatusLine("tune"):
         raise RuntimeError
     assert capsys.readouterr().out == ""

@@ -10,9 +10,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from instruct_ray.data.row_id import parse_row_id
 from instruct_ray.errors import InputError
 
-Fate = Literal[
+RowOutcome = Literal[
     "trained",  # in the packs
     "test",  # held out for evidence
     "validation",  # held out to compare checkpoints
@@ -22,7 +23,7 @@ Fate = Literal[
     "left_out",  # by a weight below 1
     "quarantined",  # can't be used; the reason says why
 ]
-FATES: tuple[Fate, ...] = get_args(Fate)
+ROW_OUTCOMES: tuple[RowOutcome, ...] = get_args(RowOutcome)
 SCHEMA = pa.schema(
     {
         "row_id": pa.string(),
@@ -34,27 +35,27 @@ SCHEMA = pa.schema(
         "detail": pa.string(),
         "copies": pa.int32(),
         "num_tokens": pa.int32(),
-        "was_cut": pa.bool_(),
+        "was_truncated": pa.bool_(),
     }
 )
 
 
 @dataclass(frozen=True)
-class Entry:
+class LedgerEntry:
     """One row of the ledger."""
 
     row_id: str
     """Number of the file and position in it, `FILE:POSITION`."""
     digest: bytes
     """sha256 of the row."""
-    fate: Fate
+    fate: RowOutcome
     reason: str = ""
     """A short code to count by, of quarantined rows."""
     detail: str = ""
     copies: int = 0
     """How often an epoch trains it."""
     num_tokens: int = 0
-    was_cut: bool = False
+    was_truncated: bool = False
     """Whether its input was cut to fit."""
 
 
@@ -63,9 +64,9 @@ class Ledger:
 
     def __init__(self, files: Sequence[str]) -> None:
         self._files = list(files)
-        self._entries: list[Entry] = []
+        self._entries: list[LedgerEntry] = []
 
-    def add(self, entry: Entry) -> None:
+    def add(self, entry: LedgerEntry) -> None:
         """Note a row's fate."""
         self._entries.append(entry)
 
@@ -77,39 +78,33 @@ class Ledger:
     @property
     def num_cut(self) -> int:
         """Rows trained on or held out with an input that was cut."""
-        return sum(entry.was_cut and entry.fate in ("trained", "test", "validation") for entry in self._entries)
+        return sum(entry.was_truncated and entry.fate in ("trained", "test", "validation") for entry in self._entries)
 
     def write(self, path: Path) -> None:
         """Write the entries as Parquet."""
-        places = [split_row_id(entry.row_id) for entry in self._entries]
+        places = [parse_row_id(entry.row_id) for entry in self._entries]
         columns: dict[str, Any] = {
             name: [getattr(entry, name) for entry in self._entries]
-            for name in ("row_id", "digest", "reason", "detail", "copies", "num_tokens", "was_cut")
+            for name in ("row_id", "digest", "reason", "detail", "copies", "num_tokens", "was_truncated")
         }
         columns["position"] = [position for _, position in places]
         columns["file"] = pa.DictionaryArray.from_arrays(
             pa.array([number for number, _ in places], pa.int32()), pa.array(self._files)
         )
         columns["fate"] = pa.DictionaryArray.from_arrays(
-            pa.array([FATES.index(entry.fate) for entry in self._entries], pa.int8()), pa.array(FATES)
+            pa.array([ROW_OUTCOMES.index(entry.fate) for entry in self._entries], pa.int8()), pa.array(ROW_OUTCOMES)
         )
         path.parent.mkdir(exist_ok=True)
         table = pa.table([pa.array(columns[field.name], field.type) for field in SCHEMA], schema=SCHEMA)
         pq.write_table(table, path, compression="zstd")
 
 
-def split_row_id(row_id: str) -> tuple[int, int]:
-    """(number of the file, position in it)."""
-    number, _, position = row_id.partition(":")
-    return int(number), int(position)
-
-
-def total(counts: Iterable[dict[str, int]]) -> dict[str, int]:
+def sum_counts(counts: Iterable[dict[str, int]]) -> dict[str, int]:
     """Counts of several tasks added; every fate is named."""
     totals: Counter[str] = Counter()
     for one in counts:
         totals.update(one)
-    return {fate: totals[fate] for fate in FATES}
+    return {fate: totals[fate] for fate in ROW_OUTCOMES}
 
 
 def check_complete(counts: dict[str, int], num_read: int) -> None:

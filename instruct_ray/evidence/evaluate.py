@@ -9,19 +9,20 @@ from typing import Any
 
 import ray
 
-from instruct_ray import base, run
-from instruct_ray.config import Config
-from instruct_ray.data.prepare import check_unchanged
-from instruct_ray.data.reading.triples import Triple
+from instruct_ray.config.schema import Config
+from instruct_ray.data.open_run import open_run
+from instruct_ray.data.prepare.pipeline import check_sources_unchanged
+from instruct_ray.data.rendering.contract import CONTRACT_FILE
 from instruct_ray.data.rendering.renderer import Renderer, load_renderer
+from instruct_ray.data.sources.triple import Triple
 from instruct_ray.errors import InputError
-from instruct_ray.evidence.arms import Arm, choose_examples, make_arms
-from instruct_ray.evidence.metrics import is_exact, is_found, share
-from instruct_ray.inference.actor import start_engine
-from instruct_ray.inference.engine import Sampling
+from instruct_ray.evidence.arms import Arm, choose_few_shot_examples, make_arms
+from instruct_ray.evidence.metrics import contains_expected, fraction, is_exact
+from instruct_ray.files import atomic_write_json, atomic_write_text
+from instruct_ray.inference.engine import SamplingParams
+from instruct_ray.inference.engine_actor import start_engine_actor
+from instruct_ray.run.folder import RunFolder
 
-# What decides the evidence.
-SECTIONS = ("run", "data", "model", "train", "evidence")
 # Prompts sent to the engine at once: a few batches, so that progress shows.
 CHUNK = 32
 
@@ -40,9 +41,9 @@ def load_evidence(config: Config) -> dict[str, Any]:
     Raises:
         InputError: it has none yet.
     """
-    path = run.RunFolder.of(config).evidence
+    path = RunFolder.from_config(config).evidence_file
     if not path.is_file():
-        raise InputError(f"{path}: no evidence; run `python -m jobs.evaluate` with this config first")
+        raise InputError(f"{path}: no evidence; run `instruct-ray evaluate` with this config first")
     values: dict[str, Any] = json.loads(path.read_text())
     return values
 
@@ -55,27 +56,28 @@ def evaluate(config: Config, status: Callable[[str], None], start_ray: Callable[
     Raises:
         InputError: the run is not tuned yet, or the config changed since it began.
     """
-    folder = run.RunFolder.of(config)
-    if not (folder.model / "contract.json").is_file():
-        raise InputError(f"{folder.model}: no tuned model; run `python -m jobs.tune` with this config first")
-    run.check_pinned(config, *SECTIONS)
-    if folder.evidence.is_file():
+    run = open_run(config, "evaluate")
+    folder = run.folder
+    if not (folder.model_dir / CONTRACT_FILE).is_file():
+        raise InputError(f"{folder.model_dir}: no tuned model; run `instruct-ray tune` with this config first")
+    if folder.evidence_file.is_file():
         return Evidence(load_evidence(config), already_done=True)
-    check_unchanged(config)
-    renderer = load_renderer(folder.model)
-    rows = [Triple.load(json.loads(line)) for line in folder.test.read_text().split("\n") if line]
-    arms = make_arms(renderer, base.resolve(config).start, folder.model, rows, choose_examples(config))
+    check_sources_unchanged(run)
+    renderer = load_renderer(folder.model_dir)
+    rows = [Triple.load(json.loads(line)) for line in folder.test_rows_file.read_text().split("\n") if line]
+    initial_model_dir = run.base_model.initial_model_dir
+    arms = make_arms(renderer, initial_model_dir, folder.model_dir, rows, choose_few_shot_examples(run))
     start_ray()
     results: dict[str, dict[str, Any]] = {}
     for model_folder, group in itertools.groupby(arms, key=lambda arm: arm.folder):
         status("loading")
-        engine = start_engine(model_folder, renderer.contract, config.serving)
+        engine = start_engine_actor(model_folder, renderer.contract, config.serving)
         results |= {arm.name: _answer(arm, engine, renderer, rows, config, status) for arm in group}
         ray.kill(engine)
 
-    run.pin(config, *SECTIONS)
-    folder.evidence.parent.mkdir(exist_ok=True)
-    run.write_text(folder.evidence.with_name("answers.jsonl"), _answer_lines(rows, results))
+    run.freeze()
+    folder.evidence_file.parent.mkdir(exist_ok=True)
+    atomic_write_text(folder.evidence_file.with_name("answers.jsonl"), _answer_lines(rows, results))
     values = {
         "num_test": len(rows),
         "num_few_shot": config.evidence.num_few_shot,
@@ -86,14 +88,14 @@ def evaluate(config: Config, status: Callable[[str], None], start_ray: Callable[
             name: {key: value for key, value in result.items() if key != "answers"} for name, result in results.items()
         },
     }
-    run.write_json(folder.evidence, values)
+    atomic_write_json(folder.evidence_file, values)
     return Evidence(values, already_done=False)
 
 
 def _answer(
     arm: Arm, engine: Any, renderer: Renderer, rows: Sequence[Triple], config: Config, status: Callable[[str], None]
 ) -> dict[str, Any]:
-    sampling = Sampling(config.evidence.max_new_tokens)
+    sampling = SamplingParams(config.evidence.max_new_tokens)
     # Like lengths together: less padding in a batch.
     order = sorted(range(len(rows)), key=lambda index: len(arm.prompts[index]))
     answers = [""] * len(rows)
@@ -109,10 +111,10 @@ def _answer(
         latencies.append(seconds)
         status(f"{arm.name}: latency, {len(latencies)} of {config.evidence.num_latency_rows} requests")
     exact = [is_exact(answer, row.output) for answer, row in zip(answers, rows, strict=True)]
-    found = [is_found(answer, row.output) for answer, row in zip(answers, rows, strict=True)]
+    found = [contains_expected(answer, row.output) for answer, row in zip(answers, rows, strict=True)]
     return {
-        "accuracy": share(exact),
-        "label_found": share(found),
+        "accuracy": fraction(exact),
+        "label_found": fraction(found),
         "prompt_tokens": statistics.fmean(len(prompt) for prompt in arm.prompts),
         "latency_p50_seconds": statistics.median(latencies),
         "answers": answers,

@@ -16,11 +16,11 @@ def is_exact(answer: str, expected: str) -> bool:
     return normalise(answer) == normalise(expected)
 
 
-def is_found(answer: str, expected: str) -> bool:
+def contains_expected(answer: str, expected: str) -> bool:
     """Whether the expected answer stands anywhere in the answer, as whole words."""
     return re.search(rf"(?<!\w){re.escape(normalise(expected))}(?!\w)", normalise(answer)) is not None
 
 
-def share(hits: Sequence[bool]) -> float:
+def fraction(hits: Sequence[bool]) -> float:
     """Share of true values."""
     return sum(hits) / len(hits)

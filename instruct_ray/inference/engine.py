@@ -3,13 +3,14 @@
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Literal, Protocol
 
 FinishReason = Literal["stop", "length", "cancelled", "error"]
 
 
 @dataclass(frozen=True)
-class Sampling:
+class SamplingParams:
     """How tokens are chosen."""
 
     max_new_tokens: int
@@ -20,11 +21,11 @@ class Sampling:
 
 
 @dataclass
-class Request:
+class GenerationRequest:
     """One answer in the making. `on_token` and `on_finish` are called from the engine's thread."""
 
     prompt_ids: Sequence[int]
-    sampling: Sampling
+    sampling: SamplingParams
     on_token: Callable[[int], None]
     """Called with each token of the answer; the stop token is not one of them."""
     on_finish: Callable[[FinishReason], None]
@@ -52,23 +53,23 @@ class Engine(Protocol):
     def is_alive(self) -> bool:
         """Whether requests are being answered."""
 
-    def submit(self, request: Request) -> None:
+    def submit(self, request: GenerationRequest) -> None:
         """Queue a request; returns at once."""
 
     def close(self) -> None:
         """Finish what runs and stop."""
 
 
-def complete(engine: Engine, prompts: Sequence[Sequence[int]], sampling: Sampling) -> list[Completion]:
+def generate_all(engine: Engine, prompts: Sequence[Sequence[int]], sampling: SamplingParams) -> list[Completion]:
     """Answer all prompts and wait for the last; the order is that of the prompts.
 
     Raises:
         RuntimeError: the engine failed on one.
     """
-    return complete_each(engine, [(prompt, sampling) for prompt in prompts])
+    return generate_each(engine, [(prompt, sampling) for prompt in prompts])
 
 
-def complete_each(engine: Engine, asked: Sequence[tuple[Sequence[int], Sampling]]) -> list[Completion]:
+def generate_each(engine: Engine, asked: Sequence[tuple[Sequence[int], SamplingParams]]) -> list[Completion]:
     """As `complete`, each prompt with its own sampling."""
     answers: list[list[int]] = [[] for _ in asked]
     reasons: list[FinishReason] = ["error"] * len(asked)
@@ -79,9 +80,7 @@ def complete_each(engine: Engine, asked: Sequence[tuple[Sequence[int], Sampling]
         waiting.release()
 
     for index, (prompt, sampling) in enumerate(asked):
-        engine.submit(
-            Request(prompt, sampling, answers[index].append, lambda reason, index=index: finish(index, reason))  # type: ignore[misc]
-        )
+        engine.submit(GenerationRequest(prompt, sampling, answers[index].append, partial(finish, index)))
     for _ in asked:
         waiting.acquire()
     if "error" in reasons:

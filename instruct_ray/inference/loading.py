@@ -8,9 +8,10 @@ import torch
 from peft import PeftModel
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from instruct_ray.base import ADAPTER_CONFIG, folder_digest
+from instruct_ray.base_model.digest import folder_digest
+from instruct_ray.base_model.resolve import ADAPTER_CONFIG
 from instruct_ray.errors import InputError
-from instruct_ray.run import MODEL_RECORD
+from instruct_ray.run.folder import MODEL_METADATA_FILE
 
 CONTRACT = "contract.json"
 
@@ -72,13 +73,13 @@ def model_digest(folder: Path) -> str:
     if adapter_base(folder) is not None:
         config = json.loads((folder / ADAPTER_CONFIG).read_text())
         config.pop("base_model_name_or_path")
-        parts += [config, json.loads((folder / MODEL_RECORD).read_text())["base_digest"]]
+        parts += [config, json.loads((folder / MODEL_METADATA_FILE).read_text())["base_digest"]]
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 
 def _check_unchanged(adapter: Path, base: Path) -> None:
     # What is still being exported has no record yet; its base was read a moment ago.
-    record = adapter / MODEL_RECORD
+    record = adapter / MODEL_METADATA_FILE
     if not record.is_file():
         return
     expected, found = json.loads(record.read_text())["base_folder_digest"], folder_digest(base)

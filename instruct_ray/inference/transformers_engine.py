@@ -11,33 +11,33 @@ from torch import Tensor
 from transformers import DynamicCache, GenerationConfig
 from transformers.generation import BaseStreamer, StoppingCriteria, StoppingCriteriaList
 
-from instruct_ray.data.rendering.contract import Contract
-from instruct_ray.inference.engine import FinishReason, Request
+from instruct_ray.data.rendering.contract import PromptContract
+from instruct_ray.inference.engine import FinishReason, GenerationRequest
 from instruct_ray.inference.loading import load_for_inference
 
 # B = requests in the batch, T = tokens so far, the prompts padded on the left
 
 logger = logging.getLogger(__name__)
 # How long the first request of a batch waits for company.
-GATHER_SECONDS = 0.005
+BATCH_WAIT_SECONDS = 0.005
 # A prefix that all prompts share is computed once if that spares so many tokens: its pass reads all weights once more.
-MIN_SPARED_TOKENS = 64
+MIN_TOKENS_SAVED = 64
 
 
 class TransformersEngine:
     """Static batches: one runs to its longest answer's end, then those that wait with equal sampling form the next."""
 
-    def __init__(self, folder: Path, contract: Contract, max_batch_size: int) -> None:
+    def __init__(self, folder: Path, contract: PromptContract, max_batch_size: int) -> None:
         self._model = load_for_inference(folder)
         self._contract = contract
         self._max_batch_size = max_batch_size
-        self._waiting: list[Request] = []
+        self._waiting: list[GenerationRequest] = []
         self._closing = False
         self._changed = threading.Condition()
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
         self._thread.start()
 
-    def submit(self, request: Request) -> None:
+    def submit(self, request: GenerationRequest) -> None:
         """Queue a request; returns at once."""
         with self._changed:
             self._waiting.append(request)
@@ -62,28 +62,28 @@ class TransformersEngine:
 
     def _run(self) -> None:
         while batch := self._next_batch():
-            deliveries = _Deliveries(batch, self._contract.stop_token_id)
+            deliveries = _TokenStreamer(batch, self._contract.stop_token_id)
             try:
                 self._answer(batch, deliveries)
             except Exception:  # whatever it was, it fails these requests and not the engine that others wait for
                 logger.exception("a batch of %d requests failed", len(batch))
                 deliveries.fail()
 
-    def _next_batch(self) -> list[Request]:
+    def _next_batch(self) -> list[GenerationRequest]:
         """The oldest waiting request and those that may share its batch; empty when closing and nothing waits."""
         with self._changed:
             self._changed.wait_for(lambda: self._waiting or self._closing)
-            self._changed.wait_for(lambda: self._closing, timeout=GATHER_SECONDS)
-            sharing = [request for request in self._waiting if _may_share(request, self._waiting[0])]
+            self._changed.wait_for(lambda: self._closing, timeout=BATCH_WAIT_SECONDS)
+            sharing = [request for request in self._waiting if _can_batch_together(request, self._waiting[0])]
             batch = sharing[: self._max_batch_size]
             self._waiting = [request for request in self._waiting if not any(request is taken for taken in batch)]
         return batch
 
     @torch.inference_mode()
-    def _answer(self, batch: Sequence[Request], deliveries: "_Deliveries") -> None:
+    def _answer(self, batch: Sequence[GenerationRequest], deliveries: "_TokenStreamer") -> None:
         pad, stop = self._contract.pad_token_id, self._contract.stop_token_id
         prompts = [list(request.prompt_ids) for request in batch]
-        num_shared = shared_prefix(prompts)
+        num_shared = shared_prefix_length(prompts)
         longest = max(map(len, prompts))
         # The padding stands between what all share and the rest, so that the shared part is computed once for all.
         padded = [ids[:num_shared] + [pad] * (longest - len(ids)) + ids[num_shared:] for ids in prompts]
@@ -120,17 +120,17 @@ class TransformersEngine:
         return cache
 
 
-def shared_prefix(prompts: Sequence[list[int]]) -> int:
+def shared_prefix_length(prompts: Sequence[list[int]]) -> int:
     """Tokens that all prompts begin with; 0 if that is not worth a pass of its own. Each keeps a token for itself."""
     if len(prompts) == 1:
         return 0
     shortest = min(map(len, prompts)) - 1
     first, last = min(prompts), max(prompts)
     length = next((i for i in range(shortest) if first[i] != last[i]), shortest)
-    return length if length * (len(prompts) - 1) >= MIN_SPARED_TOKENS else 0
+    return length if length * (len(prompts) - 1) >= MIN_TOKENS_SAVED else 0
 
 
-def _may_share(request: Request, other: Request) -> bool:
+def _can_batch_together(request: GenerationRequest, other: GenerationRequest) -> bool:
     """Greedy requests share a batch, and sampled ones with equal settings; a seeded one runs alone to be repeatable."""
     if request is other:
         return True
@@ -141,10 +141,10 @@ def _may_share(request: Request, other: Request) -> bool:
     return equal and mine.seed is None and theirs.seed is None
 
 
-class _Deliveries(BaseStreamer):
+class _TokenStreamer(BaseStreamer):
     """Hands each new token to its request until that one is finished."""
 
-    def __init__(self, batch: Sequence[Request], stop_token_id: int) -> None:
+    def __init__(self, batch: Sequence[GenerationRequest], stop_token_id: int) -> None:
         self._batch = batch
         self._stop_token_id = stop_token_id
         self._counts = [0] * len(batch)
@@ -186,7 +186,7 @@ class _Deliveries(BaseStreamer):
 class _Finished(StoppingCriteria):
     """Rows that need no further token: their limit is reached or they were cancelled."""
 
-    def __init__(self, deliveries: _Deliveries) -> None:
+    def __init__(self, deliveries: _TokenStreamer) -> None:
         self._deliveries = deliveries
 
     def __call__(self, input_ids: Tensor, scores: Tensor, **kwargs: Any) -> Tensor:

@@ -4,10 +4,11 @@ from pydantic import field_validator
 from ray import serve
 from ray.serve import Application
 
-from instruct_ray.config import RegistryConfig, Section, ServingConfig
-from instruct_ray.serving.deployment import ModelReplica
+from instruct_ray.config.schema import RegistryConfig, ServingConfig
+from instruct_ray.config.section import Section
+from instruct_ray.runtime_env import worker_runtime_env
 from instruct_ray.serving.gateway import Gateway, api
-from instruct_ray.worker_env import compute_env
+from instruct_ray.serving.replica import ModelReplica
 
 # Longer than any answer takes: a replica that is replaced finishes what it answers.
 GRACEFUL_SHUTDOWN_SECONDS = 120
@@ -37,7 +38,7 @@ def build_app(args: AppArgs) -> Application:
         ray_actor_options={
             "num_cpus": serving.num_cpus,
             "num_gpus": serving.num_gpus,
-            "runtime_env": compute_env(use_gpu=serving.num_gpus > 0),
+            "runtime_env": worker_runtime_env(use_gpu=serving.num_gpus > 0),
         },
         # The engine forms its batches from what is in flight.
         max_ongoing_requests=2 * serving.max_batch_size,

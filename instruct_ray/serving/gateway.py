@@ -11,7 +11,7 @@ from ray.serve.exceptions import BackPressureError
 from ray.serve.handle import DeploymentHandle
 from starlette.exceptions import HTTPException
 
-from instruct_ray.serving.deployment import Piece
+from instruct_ray.serving.replica import ReplicaChunk
 from instruct_ray.serving.schema import ChatRequest, ChunkMaker, ModelInfo, completion_body, error_body
 
 RETRY_AFTER_SECONDS = 1
@@ -54,7 +54,7 @@ class Gateway:
         pieces = self._stream.chat.remote(request)
         # Before the status line is sent: neither an overload nor a refusal may look like success.
         try:
-            head: Piece = await anext(pieces)
+            head: ReplicaChunk = await anext(pieces)
         except BackPressureError:
             return _overloaded()
         if head.refusal is not None:
@@ -76,11 +76,11 @@ class Gateway:
         return info
 
 
-async def _events(request: ChatRequest, info: ModelInfo, pieces: AsyncIterator[Piece]) -> AsyncIterator[str]:
+async def _events(request: ChatRequest, info: ModelInfo, pieces: AsyncIterator[ReplicaChunk]) -> AsyncIterator[str]:
     """Server-sent events; a failure ends in an error event and no [DONE]."""
     chunks = ChunkMaker(request, info)
     yield _event(chunks.delta({"role": "assistant", "content": ""}))
-    last = Piece()
+    last = ReplicaChunk()
     async for last in pieces:
         if last.text:
             yield _event(chunks.delta({"content": last.text}))

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from instruct_ray.data.rendering.contract import Message
-from instruct_ray.inference.engine import Sampling
+from instruct_ray.inference.engine import SamplingParams
 
 MAX_MESSAGES = 256
 MAX_CHARACTERS = 1_000_000
@@ -85,9 +85,9 @@ class ChatRequest(BaseModel):
         """Strings that end the answer."""
         return [self.stop] if isinstance(self.stop, str) else self.stop or []
 
-    def sampling(self, limit: int) -> Sampling:
+    def sampling(self, limit: int) -> SamplingParams:
         """How the engine chooses tokens, with `limit` as the most of them."""
-        return Sampling(min(self.num_requested or limit, limit), self.temperature, self.top_p, self.seed)
+        return SamplingParams(min(self.num_requested or limit, limit), self.temperature, self.top_p, self.seed)
 
 
 class ModelInfo(BaseModel):

@@ -15,13 +15,13 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
-from instruct_ray import run
-from instruct_ray.config import Config
+from instruct_ray.config.schema import Config
 from instruct_ray.errors import InputError
-from instruct_ray.run import RunFolder
-from instruct_ray.tracking.carrier import Carrier, redacted
-from instruct_ray.tracking.client import tracking_uri
-from instruct_ray.tracking.tail import POLL_SECONDS
+from instruct_ray.files import atomic_write_json
+from instruct_ray.run.folder import RunFolder
+from instruct_ray.tracking.jsonl_tail import POLL_SECONDS
+from instruct_ray.tracking.mlflow_client import tracking_uri
+from instruct_ray.tracking.uploader import MlflowUploader, redact_credentials
 
 # In a run's folder: which MLflow run it is, and whether that has everything.
 RECORD = "mlflow.json"
@@ -33,7 +33,7 @@ REQUEST_SECONDS = 10
 MAX_RETRY_SECONDS = 10.0
 
 
-class Record(BaseModel):
+class TrackingRecord(BaseModel):
     """What `mlflow.json` holds."""
 
     model_config = ConfigDict(frozen=True)
@@ -57,14 +57,14 @@ class TrackedRun:
     def __init__(self, config: Config, say: Callable[[str], None]) -> None:
         """`say` gets what a person should know of an outage."""
         self._config = config
-        self._folder = RunFolder.of(config)
+        self._folder = RunFolder.from_config(config)
         self._say = say
-        self._uri = redacted(tracking_uri(config))
-        self._record = load_record(config)
+        self._uri = redact_credentials(tracking_uri(config))
+        self._record = load_tracking_record(config)
         self._changing = threading.Lock()
         token, began = self._record.token or uuid.uuid4().hex, self._record.began or time.time()
         self._change(token=token, began=began, is_complete=False)
-        self._carrier: Carrier | None = None
+        self._carrier: MlflowUploader | None = None
         self._settled = threading.Event()
         self._wake = threading.Event()
         self._is_starting = True
@@ -87,7 +87,7 @@ class TrackedRun:
         self._change(ending=None, ended=None)
         self._connect()
 
-    def catch_up(self) -> bool:
+    def resume_upload(self) -> bool:
         """As `start` and `finish` of a run that ended before."""
         self._connect()
         return self.finish(self._record.ending or "FINISHED")
@@ -97,7 +97,7 @@ class TrackedRun:
         if not self._settled.wait(START_SECONDS):
             self._say(f"tracking: {self._uri} has not answered for {START_SECONDS:.0f} s; training goes on without it")
         self._is_starting = False
-        if self._problem is not None and _is_refusal(self._problem):
+        if self._problem is not None and _is_auth_error(self._problem):
             raise InputError(
                 f"registry.uri: {self._uri} refuses ({_reason(self._problem)}); set MLFLOW_TRACKING_USERNAME and "
                 "MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN"
@@ -116,7 +116,7 @@ class TrackedRun:
             problem = "no answer" if self._problem is None else _reason(self._problem)
             self._say(
                 f"tracking is incomplete: {self._uri}: {problem}; all metrics are in {self._folder.path}; "
-                "`python -m jobs.tune` with the same config completes it, and so does jobs.register"
+                "`instruct-ray tune` with the same config completes it, and so does jobs.register"
             )
         return self._record.is_complete
 
@@ -124,11 +124,11 @@ class TrackedRun:
         """Both threads do."""
         with self._changing:
             self._record = self._record.model_copy(update=values)
-            run.write_json(self._folder.path / RECORD, self._record.model_dump(mode="json"))
+            atomic_write_json(self._folder.path / RECORD, self._record.model_dump(mode="json"))
 
     def _work(self) -> None:
         delay = POLL_SECONDS
-        with _brief_requests():
+        with _short_http_timeouts():
             while not self._is_abandoned and not self._record.is_complete:
                 try:
                     self._carry()
@@ -143,11 +143,11 @@ class TrackedRun:
     def _carry(self) -> None:
         if self._carrier is None:
             found = self._record
-            self._carrier = Carrier(self._config, found.run_id, found.token, found.began, self._on_answer)
+            self._carrier = MlflowUploader(self._config, found.run_id, found.token, found.began, self._on_answer)
             self._change(run_id=self._carrier.run_id)
         # Read before the lines are: what is written before the ending is sent before it.
         ending, ended = self._record.ending, self._record.ended
-        self._carrier.send_lines()
+        self._carrier.upload_new_lines()
         if ending is not None and ended is not None:
             self._carrier.end(ending, ended)
             self._change(is_complete=True)
@@ -163,35 +163,35 @@ class TrackedRun:
         is_new = self._problem is None
         self._problem = error
         # `start` raises it.
-        self._is_abandoned |= self._is_starting and _is_refusal(error)
+        self._is_abandoned |= self._is_starting and _is_auth_error(error)
         self._settled.set()
         if is_new and not self._is_abandoned:
             self._say(f"tracking: {self._uri}: {_reason(error)}; training goes on, its metrics wait in its folder")
 
 
-def load_record(config: Config) -> Record:
+def load_tracking_record(config: Config) -> TrackingRecord:
     """What is known of a run's MLflow run."""
-    path = RunFolder.of(config).path / RECORD
-    return Record.model_validate_json(path.read_text()) if path.is_file() else Record()
+    path = RunFolder.from_config(config).path / RECORD
+    return TrackingRecord.model_validate_json(path.read_text()) if path.is_file() else TrackingRecord()
 
 
-def complete(config: Config, say: Callable[[str], None]) -> str | None:
+def finish_pending_upload(config: Config, say: Callable[[str], None]) -> str | None:
     """Send what an outage kept from the server of a run that has ended; returns the MLflow run's id, None if there is
     none yet.
 
     Raises:
         InputError: the server refuses this user.
     """
-    record = load_record(config)
+    record = load_tracking_record(config)
     if record.is_complete:
         return record.run_id
     tracked = TrackedRun(config, say)
-    tracked.catch_up()
+    tracked.resume_upload()
     return tracked.id
 
 
 @contextmanager
-def _brief_requests() -> Iterator[None]:
+def _short_http_timeouts() -> Iterator[None]:
     """Let MLflow give up on a request soon; it reads this at every one. Uploads, in other arrows, have their time."""
     brief = {"MLFLOW_HTTP_REQUEST_TIMEOUT": str(REQUEST_SECONDS), "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0"}
     before = {name: os.environ.get(name) for name in brief}
@@ -206,7 +206,7 @@ def _brief_requests() -> Iterator[None]:
                 os.environ[name] = value
 
 
-def _is_refusal(error: Exception) -> bool:
+def _is_auth_error(error: Exception) -> bool:
     from mlflow.exceptions import MlflowException  # noqa: PLC0415  (see connect)
 
     return isinstance(error, MlflowException) and error.get_http_status_code() in (401, 403)
@@ -215,4 +215,4 @@ def _is_refusal(error: Exception) -> bool:
 def _reason(error: Exception) -> str:
     """What an error says, in one short line without the page that a proxy may have sent."""
     said, _, _ = str(error).partition(". Response body")
-    return redacted(" ".join(said.split()))[:200]
+    return redact_credentials(" ".join(said.split()))[:200]

@@ -13,8 +13,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from instruct_ray.config import Config, DataConfig
-from instruct_ray.data.prepare import find
+from instruct_ray.config.data import DataConfig
+from instruct_ray.config.schema import Config
+from instruct_ray.data.packs.dataset import find_packs
+from instruct_ray.run.folder import RunFolder
 from tests.bench import machine
 from tests.bench.examples import bench_config, examples_of, renderer_of, resolve_base
 from tests.bench.memory import run_watched
@@ -145,7 +147,7 @@ def _tokens_a_row(work: Path) -> float:
     """Of the last prepared run."""
     job = json.loads((work / "prepare0" / "config.json").read_text())
     values = bench_config(work, "prepare0", work / "none.jsonl", data={"pack_tokens": job["data"]["pack_tokens"]})
-    manifest = find(Config.model_validate(values)).manifest
+    manifest = find_packs(RunFolder.from_config(Config.model_validate(values))).manifest
     return float(manifest["num_tokens"] / manifest["num_train"])
 
 

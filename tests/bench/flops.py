@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from instruct_ray.data.packing import Pack
+from instruct_ray.data.packs.tree import Pack
 
 
 @dataclass(frozen=True)

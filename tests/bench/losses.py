@@ -9,11 +9,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import AutoConfig
 
-from instruct_ray.config import TrainConfig
-from instruct_ray.data.packing import IGNORE_INDEX, Example, Pack
-from instruct_ray.training.modeling.attention import MaskLayout
-from instruct_ray.training.modeling.loss import pack_loss
-from instruct_ray.training.modeling.model import load_model, packed_implementation
+from instruct_ray.config.train import TrainConfig
+from instruct_ray.data.example import IGNORE_INDEX, Example
+from instruct_ray.data.packs.tree import Pack
+from instruct_ray.training.model.load import load_model
+from instruct_ray.training.model.loss import pack_loss
+from instruct_ray.training.model.requirements import packed_attn_implementation
+from instruct_ray.training.model.tree_mask import MaskLayout
 
 CPU = torch.device("cpu")
 
@@ -29,8 +31,8 @@ class Tuned:
     def load(cls, base: Path, dtype: torch.dtype) -> "Tuned":
         """The base, as training loads it."""
         config = AutoConfig.from_pretrained(base)
-        implementation = packed_implementation(config, CPU)
-        layout = MaskLayout.of(config, implementation, dtype)
+        implementation = packed_attn_implementation(config, CPU)
+        layout = MaskLayout.from_hf_config(config, implementation, dtype)
         return cls(load_model(base, None, TrainConfig(), dtype, 0, implementation), layout)
 
     def packed(self, packs: Sequence[Pack]) -> Tensor:

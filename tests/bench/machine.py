@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from instruct_ray.worker_env import KEEP_FREED_MEMORY
+from instruct_ray.runtime_env import MALLOC_TUNABLES
 
 ROOT = Path(__file__).parents[2]
 CORES = os.cpu_count() or 1
@@ -81,7 +81,7 @@ def environment(threads: int = CORES) -> dict[str, str]:
     page faults cost plain torch programs, TRL among them, several times more than their arithmetic."""
     return {
         "OMP_NUM_THREADS": str(threads),
-        "GLIBC_TUNABLES": KEEP_FREED_MEMORY,
+        "GLIBC_TUNABLES": MALLOC_TUNABLES,
         "HF_HUB_DISABLE_PROGRESS_BARS": "1",
         "HF_HUB_OFFLINE": "1",
         "RAY_AUTH_MODE": "disabled",
@@ -90,7 +90,7 @@ def environment(threads: int = CORES) -> dict[str, str]:
 
 def with_environment(module: str) -> None:
     """Start a program again in `environment`, which the C library reads once, unless it runs in it already."""
-    if os.environ.get("GLIBC_TUNABLES") != KEEP_FREED_MEMORY:
+    if os.environ.get("GLIBC_TUNABLES") != MALLOC_TUNABLES:
         command = [sys.executable, "-m", module, *sys.argv[1:]]
         os.execve(sys.executable, command, {**os.environ, **environment()})
 

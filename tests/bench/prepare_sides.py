@@ -17,18 +17,18 @@ SETTLE = 3
 
 def ours(job: dict[str, Any]) -> dict[str, Any]:
     """The whole of `prepare`: reading, checks, ledger, split, rendering, tokenising, packing, Parquet."""
-    from instruct_ray.config import Config  # noqa: PLC0415  (each side imports only its own)
-    from instruct_ray.data.prepare import prepare  # noqa: PLC0415
-    from jobs import runner  # noqa: PLC0415
+    from instruct_ray.cli import ray_session  # noqa: PLC0415
+    from instruct_ray.config.schema import Config  # noqa: PLC0415  (each side imports only its own)
+    from instruct_ray.data.prepare.pipeline import prepare  # noqa: PLC0415
 
-    runner.quiet()
-    runner.connect_for_data()
+    ray_session.silence_libraries()
+    ray_session.init_ray_for_tasks()
     time.sleep(SETTLE)
     idle_at, began = time.time(), time.perf_counter()
     prepared = prepare(Config.model_validate(job["config"]), lambda: None)
     seconds = time.perf_counter() - began
     done_at = time.time()
-    runner.disconnect()
+    ray_session.shut_down_ray()
     return {"idle_at": idle_at, "done_at": done_at, "seconds": seconds, "manifest": prepared.dataset.manifest}
 
 

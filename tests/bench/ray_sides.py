@@ -10,44 +10,48 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
-from transformers import AutoConfig
 
-from instruct_ray import base
-from instruct_ray.config_file import load
-from instruct_ray.data.packing import empty_pack
-from instruct_ray.data.prepare import find
-from instruct_ray.run import RunFolder
-from instruct_ray.training.job import PACKING_PROOF, plan_of
-from instruct_ray.training.modeling.model import DTYPES, load_model
-from instruct_ray.training.modeling.proof import agree
-from instruct_ray.training.schedule import learning_rate_at
-from instruct_ray.training.step import make_compute, train_step
-from instruct_ray.training.zero import ZeroEngine
+from instruct_ray.base_model.hf_config import load_hf_config
+from instruct_ray.base_model.resolve import resolve_base_model
+from instruct_ray.config.load import load_config
+from instruct_ray.data.packs.dataset import find_packs
+from instruct_ray.data.packs.tree import empty_pack
+from instruct_ray.run.folder import RunFolder
+from instruct_ray.training.distributed.collectives import all_reduce_sums
+from instruct_ray.training.distributed.engine import DeepSpeedEngine
+from instruct_ray.training.driver.build_spec import build_plan
+from instruct_ray.training.model.load import DTYPES, load_model
+from instruct_ray.training.model.packing_check import resolve_packing_mode
+from instruct_ray.training.worker.lr_schedule import learning_rate_at
+from instruct_ray.training.worker.spec import PACKING_CHECK_FILE
+from instruct_ray.training.worker.step import make_loss_fn, summarize_step, train_step
 
 
 def main() -> None:
     """Train to the end of the plan, a line a step."""
-    config, out = load(Path(sys.argv[1])), Path(sys.argv[2])
+    config, out = load_config(Path(sys.argv[1])), Path(sys.argv[2])
     dist.init_process_group("gloo")
     rank, world_size = dist.get_rank(), dist.get_world_size()
-    dataset, folder = find(config), base.resolve(config).folder
-    plan, train, dtype = plan_of(config, dataset), config.train, DTYPES[config.train.precision]
+    dataset, folder = find_packs(RunFolder.from_config(config)), resolve_base_model(config).folder
+    plan, train, dtype = build_plan(config, dataset), config.train, DTYPES[config.train.precision]
     device = torch.device("cpu")
-    proof = agree(folder, dataset.path, None, RunFolder.of(config).path / PACKING_PROOF, device)
-    engine = ZeroEngine(
+    hf_config, check_file = load_hf_config(folder), RunFolder.from_config(config).path / PACKING_CHECK_FILE
+    check = resolve_packing_mode(folder, hf_config, dataset.path, None, check_file, device)
+    engine = DeepSpeedEngine(
         train,
         plan.packs_per_rank(world_size),
         world_size,
-        lambda: load_model(folder, None, train, dtype, plan.seed, proof.implementation),
+        lambda: load_model(folder, None, train, dtype, plan.seed, check.attn_implementation),
     )
-    compute = make_compute(AutoConfig.from_pretrained(folder), proof, dtype)
+    loss_fn = make_loss_fn(hf_config, check, dtype)
     packs = dataset.take(range(dataset.num_packs))
     for step in range(plan.num_steps):
         began = time.perf_counter()
-        num_trained = sum(packs[index]["num_trained"] for index in plan.packs(step))
-        mine = [empty_pack() if index is None else packs[index] for index in plan.share(step, rank, world_size)]
+        num_trained = sum(packs[index]["num_trained"] for index in plan.step_packs(step))
+        mine = [empty_pack() if index is None else packs[index] for index in plan.rank_packs(step, rank, world_size)]
         rate = learning_rate_at(step, plan.num_steps, train)
-        done = train_step(engine, compute, mine, num_trained, rate, wants_stop=False, wants_lookout=False)
+        local = train_step(engine, loss_fn, mine, num_trained, rate)
+        done = summarize_step(engine, local, all_reduce_sums(local.sums(), engine.device), num_trained)
         if rank == 0:
             with out.open("a") as file:
                 file.write(json.dumps({"seconds": time.perf_counter() - began, "loss": done.loss}) + "\n")

@@ -11,10 +11,12 @@ from typing import Any
 
 import yaml
 
-from instruct_ray.config import Config
-from instruct_ray.data.packing import Example, Pack
-from instruct_ray.data.prepare import find
-from instruct_ray.training.job import plan_of
+from instruct_ray.config.schema import Config
+from instruct_ray.data.example import Example
+from instruct_ray.data.packs.dataset import find_packs
+from instruct_ray.data.packs.tree import Pack
+from instruct_ray.run.folder import RunFolder
+from instruct_ray.training.driver.build_spec import build_plan
 from tests.bench.examples import bench_config, examples_of, renderer_of, resolve_base
 from tests.bench.machine import CORES, environment, run_python
 from tests.bench.peers import Peer, Settings
@@ -60,7 +62,7 @@ def make_task(name: str, rows: Sequence[Row], work: Path, options: argparse.Name
     config = _configure(name, "rows", work, options)
     shutil.rmtree(work / config.run.name, ignore_errors=True)
     _job("prepare", config, work, options)
-    dataset = find(config)
+    dataset = find_packs(RunFolder.from_config(config))
     packs = dataset.take(range(dataset.num_packs))
     base_model = resolve_base(work)
     # A row's id is its source's number and where its line begins, in bytes.
@@ -69,7 +71,7 @@ def make_task(name: str, rows: Sequence[Row], work: Path, options: argparse.Name
     examples = examples_of(renderer_of(base_model), packed)
     if sum(example.num_tokens for example in examples) != sum(pack["num_tokens"] for pack in packs):
         raise AssertionError("the rows of the packs are not those found by their row ids")
-    return Task(name, work, base_model.folder, examples, packs, plan_of(config, dataset).num_steps)
+    return Task(name, work, base_model.folder, examples, packs, build_plan(config, dataset).num_steps)
 
 
 def run_ours(task: Task, round_: str, options: argparse.Namespace) -> Timed:

@@ -18,7 +18,7 @@ import yaml
 from jsonschema import Draft4Validator, Draft7Validator
 from ray.serve.schema import ServeDeploySchema
 
-from instruct_ray.config_file import load
+from instruct_ray.config.load import load_config
 from instruct_ray.serving.app import AppArgs
 
 ROOT = Path(__file__).parents[2]
@@ -153,11 +153,13 @@ def test_every_command_is_found() -> None:
 def test_commands_name_jobs_configs_and_options_that_exist(job: str, config: str, overrides: list[str]) -> None:
     assert importlib.util.find_spec(f"jobs.{job}") is not None
     # Runs lie on the storage that all nodes mount.
-    assert load(ROOT / config, overrides).run.storage.is_relative_to("/mnt/shared")
+    assert load_config(ROOT / config, overrides).run.storage.is_relative_to("/mnt/shared")
 
 
 def test_the_job_has_a_gpu_for_every_worker() -> None:
-    (config,) = [load(ROOT / c, o) for name, job, c, o in COMMANDS if (name, job) == ("ray-job.tune.yaml", "tune")]
+    (config,) = [
+        load_config(ROOT / c, o) for name, job, c, o in COMMANDS if (name, job) == ("ray-job.tune.yaml", "tune")
+    ]
     (group,) = _cluster_spec(_one("RayJob", "instruct-ray-tune"))["workerGroupSpecs"]
     assert config.train.use_gpu
     assert config.train.num_workers == group["replicas"] * _gpus(group)
@@ -188,7 +190,7 @@ def test_registry_uris_reach_the_mlflow_server() -> None:
     server = _one("Deployment", "mlflow")["spec"]["template"]["spec"]["containers"][0]["args"]
     options = dict(arg.removeprefix("--").split("=", 1) for arg in server if "=" in arg)
     port = _one("Service", "mlflow")["spec"]["ports"][0]["port"]
-    uris = {load(ROOT / config, overrides).registry.uri for _, _, config, overrides in COMMANDS} - {None}
+    uris = {load_config(ROOT / config, overrides).registry.uri for _, _, config, overrides in COMMANDS} - {None}
     uris.add(_serve_config()["applications"][0]["args"]["registry"]["uri"])
     assert {urlparse(uri).netloc for uri in uris} == {f"mlflow:{port}"}
     assert f"mlflow:{port}" in options["allowed-hosts"].split(",")

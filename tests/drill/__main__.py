@@ -27,7 +27,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from jobs import runner
+from instruct_ray.cli import ray_session
 from tests.drill.lab import Figures, Lab
 from tests.drill.rows import ROWS, Row
 
@@ -40,7 +40,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     chosen = parser.parse_args(arguments)
     if unknown := set(chosen.rows) - {row.name for row in ROWS}:
         parser.error(f"no row {', '.join(sorted(unknown))}")
-    runner.quiet()
+    ray_session.silence_libraries()
     for name in ("ray", "ray.data", "ray.train"):
         logging.getLogger(name).setLevel(logging.ERROR)
     os.environ.setdefault("RAY_TMPDIR", tempfile.mkdtemp(prefix="ray-", dir="/tmp"))

@@ -5,11 +5,12 @@ import shutil
 import statistics
 from pathlib import Path
 
-from instruct_ray.data.prepare import find
+from instruct_ray.data.packs.dataset import find_packs
 from instruct_ray.errors import InputError
-from instruct_ray.run import RunFolder
-from instruct_ray.training.checkpointing.checkpoints import SNAPSHOT, damage, find_signed, signature_of
-from instruct_ray.training.trainer import plan_of
+from instruct_ray.run.folder import RunFolder
+from instruct_ray.training.checkpoint.manifest import find_committed, find_corruption, load_manifest
+from instruct_ray.training.checkpoint.recovery import RAY_SNAPSHOT
+from instruct_ray.training.driver.build_spec import build_plan
 from tests.drill.faults import SLOW_SECONDS
 from tests.drill.lab import Figures, Lab
 from tests.drill.watch import lines_of
@@ -24,7 +25,7 @@ def disk_full(lab: Lab) -> Figures:
         watch.at(5, lambda: lab.disarm("no_room"))
         lab.run(config)
     assert not lab.armed
-    text = RunFolder.of(config).path.joinpath("notices.jsonl").read_text()
+    text = RunFolder.from_config(config).path.joinpath("notices.jsonl").read_text()
     assert "no checkpoint at step 4: " in text, text
     assert re.search(r"the disk is full: [\d.]+ MiB needed, 0\.0 MiB free", text), text
     # Seen too late: the workers start again, from the checkpoint before or one that followed meanwhile.
@@ -39,7 +40,7 @@ def damaged(lab: Lab) -> Figures:
     """The five newest checkpoints spoilt in five ways, and Ray's own file emptied: the sixth is used."""
     whole = lab.whole()
     config = lab.copy(whole, "damaged", 30)
-    train = RunFolder.of(config).train
+    train = RunFolder.from_config(config).ray_train_dir
     newest = sorted(train.glob("checkpoint-*"), reverse=True)
     shards = [shard_of(checkpoint) for checkpoint in newest[:3]]
     truncate(shards[0])
@@ -47,10 +48,10 @@ def damaged(lab: Lab) -> Figures:
     shards[2].unlink()
     newest[3].joinpath("signature-00001.json").write_bytes(b"")
     newest[4].joinpath("signature-00000.json").unlink()
-    (train / SNAPSHOT).write_bytes(b"")
+    (train / RAY_SNAPSHOT).write_bytes(b"")
     with lab.watch(config) as watch:
         lab.run(config)
-    text = RunFolder.of(config).path.joinpath("notices.jsonl").read_text()
+    text = RunFolder.from_config(config).path.joinpath("notices.jsonl").read_text()
     for shard, problem in zip(shards, ("bytes, not", "other bytes than", "is missing"), strict=True):
         assert f"{shard} " in text and problem in text, text
     assert "continuing from step 25" in text, text
@@ -65,17 +66,17 @@ def all_damaged(lab: Lab) -> Figures:
     said = []
     for name, spoil in (("flipped", flip_all), ("unsigned", empty_signatures), ("removed", remove_all)):
         config = lab.copy(whole, name, 3)
-        folder = RunFolder.of(config)
-        shutil.copy(RunFolder.of(whole).train / SNAPSHOT, folder.train)
-        spoil(folder.train)
-        left = sorted(folder.train.glob("checkpoint-*"))
+        folder = RunFolder.from_config(config)
+        shutil.copy(RunFolder.from_config(whole).ray_train_dir / RAY_SNAPSHOT, folder.ray_train_dir)
+        spoil(folder.ray_train_dir)
+        left = sorted(folder.ray_train_dir.glob("checkpoint-*"))
         try:
             lab.run(config)
         except (InputError, RuntimeError) as error:
             said.append(str(error))
-        assert len(lines_of(folder.metrics)) == 3, "it began anew"
-        assert sorted(folder.train.glob("checkpoint-*")) == left, "what is left of them was removed"
-        assert not folder.model.exists()
+        assert len(lines_of(folder.metrics_file)) == 3, "it began anew"
+        assert sorted(folder.ray_train_dir.glob("checkpoint-*")) == left, "what is left of them was removed"
+        assert not folder.model_dir.exists()
     assert len(said) == 3 and all("none of the checkpoints in" in text for text in said), said
     assert all("to train from the beginning" in text for text in said), said
     return Figures(says="3 ways of losing all: each refused, exit code and message")
@@ -85,7 +86,7 @@ def split_anywhere(lab: Lab) -> Figures:
     """Continued from step 1, from the end of an epoch and from the middle of one."""
     whole = lab.whole()
     found = Figures(is_bitwise=True)
-    steps_per_epoch = plan_of(whole, find(whole)).steps_per_epoch
+    steps_per_epoch = build_plan(whole, find_packs(RunFolder.from_config(whole))).steps_per_epoch
     for step in (1, steps_per_epoch, steps_per_epoch + 3):
         config = lab.copy(whole, f"split-{step}", step)
         with lab.watch(config) as watch:
@@ -101,14 +102,14 @@ def ends_while_writing(lab: Lab) -> Figures:
     """The last checkpoint is slow to be written and training ends at once: the run ends behind it."""
     whole = lab.whole()
     config = lab.start("slow", checkpoint_every=4)
-    num_steps = plan_of(config, find(config)).num_steps
+    num_steps = build_plan(config, find_packs(RunFolder.from_config(config))).num_steps
     lab.arm(f"slow@{num_steps}")
     with lab.watch(config) as watch:
         lab.run(config)
     assert not lab.armed
-    newest = find_signed(RunFolder.of(config).train)[0]
-    assert signature_of(newest).step == num_steps
-    assert not any(damage(newest, rank, 2) for rank in range(2))
+    newest = find_committed(RunFolder.from_config(config).ray_train_dir)[0]
+    assert load_manifest(newest).step == num_steps
+    assert not any(find_corruption(newest, rank, 2) for rank in range(2))
     gaps = [(step, later - one) for step, (one, later) in enumerate(zip(watch.times, watch.times[1:], strict=False), 1)]
     behind = statistics.median(gap for step, gap in gaps if step % 4 == 0)
     others = statistics.median(gap for step, gap in gaps if step % 4)

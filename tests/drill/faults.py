@@ -23,9 +23,9 @@ def runtime_env(folder: Path) -> dict[str, Any]:
 def install() -> None:
     """Put the points around committing a checkpoint."""
     folder = Path(os.environ[FOLDER])
-    from instruct_ray.training.checkpointing import checkpoints  # noqa: PLC0415  (in the worker process alone)
+    from instruct_ray.training.checkpoint import manifest  # noqa: PLC0415  (in the worker process alone)
 
-    write, move, usage = checkpoints.write_text, checkpoints._move, checkpoints.shutil.disk_usage
+    write, move, usage = manifest.atomic_write_text, manifest._move, manifest.shutil.disk_usage
 
     def fires(point: str) -> bool:
         """Once: of all ranks and attempts, the one that removes the file."""
@@ -67,4 +67,4 @@ def install() -> None:
         full = Path(path).name == "train" and (folder / "no_room").exists()
         return found._replace(free=1000) if full else found
 
-    checkpoints._move, checkpoints.write_text, checkpoints.shutil.disk_usage = move_one, sign, free
+    manifest._move, manifest.atomic_write_text, manifest.shutil.disk_usage = move_one, sign, free

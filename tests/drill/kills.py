@@ -7,7 +7,7 @@ import signal
 import statistics
 import time
 
-from instruct_ray.run import RunFolder
+from instruct_ray.run.folder import RunFolder
 from tests.drill.lab import Figures, Lab
 from tests.drill.watch import LAST_STEP_SECONDS, kill_a_worker, lines_of, workers
 
@@ -65,7 +65,7 @@ def worker_stopped(lab: Lab) -> Figures:
 
 def killer(lab: Lab) -> Figures:
     """A worker killed every 60 s; goodput is what the run would take alone over what it took."""
-    alone = statistics.median(line["seconds"] for line in lines_of(RunFolder.of(lab.whole()).metrics))
+    alone = statistics.median(line["seconds"] for line in lines_of(RunFolder.from_config(lab.whole()).metrics))
     epochs = math.ceil((NUM_KILLS * SECONDS_BETWEEN + 20) / alone / STEPS_PER_EPOCH)
     config = lab.start("killer", epochs=epochs, checkpoint_every=50, max_failures=NUM_KILLS)
     began = time.monotonic()

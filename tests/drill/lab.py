@@ -18,12 +18,13 @@ import yaml
 from ray.cluster_utils import Cluster
 from safetensors.torch import load_file
 
-from instruct_ray.config import Config
-from instruct_ray.data.prepare import find, prepare
-from instruct_ray.errors import unwind_on_sigterm
-from instruct_ray.run import RunFolder
-from instruct_ray.training.job import plan_of
-from instruct_ray.training.trainer import tune
+from instruct_ray.config.schema import Config
+from instruct_ray.data.packs.dataset import find_packs
+from instruct_ray.data.prepare.pipeline import prepare
+from instruct_ray.errors import exit_on_sigterm
+from instruct_ray.run.folder import RunFolder
+from instruct_ray.training.driver.build_spec import build_plan
+from instruct_ray.training.driver.tune import tune
 from tests import tiny
 from tests.drill import faults
 from tests.drill.watch import Watch, lines_of
@@ -107,7 +108,7 @@ class Lab:
     def start(self, name: str, **train: Any) -> Config:
         """A run that is prepared."""
         config = self.config(name, **train)
-        shutil.copytree(self._packs.path, RunFolder.of(config).path)
+        shutil.copytree(self._packs.path, RunFolder.from_config(config).path)
         self._rename(config)
         return config
 
@@ -116,12 +117,12 @@ class Lab:
         tune(config, self.log.append, lambda: None)
 
     def watch(self, config: Config) -> Watch:
-        return Watch(RunFolder.of(config).metrics)
+        return Watch(RunFolder.from_config(config).metrics_file)
 
     def figures(self, config: Config, watch: Watch) -> Figures:
         """What a watched run that has ended says about itself."""
         return Figures(
-            planned=plan_of(config, find(config)).num_steps,
+            planned=build_plan(config, find_packs(RunFolder.from_config(config))).num_steps,
             executed=watch.executed,
             seconds_to_next_step=watch.seconds_to_next_step,
         )
@@ -136,33 +137,35 @@ class Lab:
         """An uninterrupted run with these settings, done once, with a checkpoint of every step."""
         name = "whole-" + "-".join(f"{key}{value}" for key, value in sorted(train.items())).replace("_", "")
         config = self.config(name, **EVERY_STEP | train)
-        if not RunFolder.of(config).model.exists():
+        if not RunFolder.from_config(config).model_dir.exists():
             self.run(self.start(name, **EVERY_STEP | train))
         return config
 
     def copy(self, config: Config, name: str, last_step: int, **train: Any) -> Config:
         """A run that has come so far in the same way: with the checkpoints of another up to a step."""
         copied = self.config(name, **EVERY_STEP | train)
-        folder = RunFolder.of(copied)
+        folder = RunFolder.from_config(copied)
         ignored = shutil.ignore_patterns("model", "mlflow.json", "evidence", "checkpoint_manager_snapshot.json")
-        shutil.copytree(RunFolder.of(config).path, folder.path, ignore=ignored)
+        shutil.copytree(RunFolder.from_config(config).path, folder.path, ignore=ignored)
         self._rename(copied)
-        for path in folder.train.glob("checkpoint-*"):
+        for path in folder.ray_train_dir.glob("checkpoint-*"):
             if int(path.name.split("-")[1]) > last_step:
                 shutil.rmtree(path)
-        lines = folder.metrics.read_text().splitlines(keepends=True)
-        folder.metrics.write_text("".join(lines[:last_step]))
+        lines = folder.metrics_file.read_text().splitlines(keepends=True)
+        folder.metrics_file.write_text("".join(lines[:last_step]))
         return copied
 
     def same(self, config: Config, whole: Config) -> bool:
         """Whether two runs took the same way to the same bits."""
         expected, found = self.weights(whole), self.weights(config)
-        losses = [[line["loss"] for line in lines_of(RunFolder.of(each).metrics)] for each in (whole, config)]
+        losses = [
+            [line["loss"] for line in lines_of(RunFolder.from_config(each).metrics_file)] for each in (whole, config)
+        ]
         is_equal = expected.keys() == found.keys() and all(torch.equal(found[k], v) for k, v in expected.items())
         return is_equal and losses[0] == losses[1]
 
     def weights(self, config: Config) -> dict[str, torch.Tensor]:
-        return load_file(RunFolder.of(config).model / "model.safetensors")
+        return load_file(RunFolder.from_config(config).model_dir / "model.safetensors")
 
     def job(self, name: str, config: Config, **env: str) -> subprocess.Popen[str]:
         """A job of the run in a process of its own."""
@@ -195,7 +198,7 @@ class Lab:
         ray.init(**options, runtime_env=faults.runtime_env(self.faults), log_to_driver=False, logging_level="ERROR")
         ray.data.DataContext.get_current().enable_progress_bars = False
         # Ray takes the signal over when it starts.
-        unwind_on_sigterm()
+        exit_on_sigterm()
         try:
             yield
         finally:
@@ -214,12 +217,12 @@ class Lab:
         """A run that is prepared and never trained: others begin as its copies."""
         config = self.config("prepared")
         prepare(config, lambda: None)
-        return RunFolder.of(config)
+        return RunFolder.from_config(config)
 
     @staticmethod
     def _rename(config: Config) -> None:
         """A copied run is pinned to the name it was copied from."""
-        record = RunFolder.of(config).path / "config.json"
+        record = RunFolder.from_config(config).path / "config.json"
         pinned = json.loads(record.read_text())
         pinned["run"]["name"] = config.run.name
         record.write_text(json.dumps(pinned))

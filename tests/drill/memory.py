@@ -1,6 +1,6 @@
 """A worker that runs out of memory, again and again."""
 
-from instruct_ray.run import RunFolder
+from instruct_ray.run.folder import RunFolder
 from tests.drill.lab import Figures, Lab
 
 
@@ -16,7 +16,7 @@ def out_of_memory(lab: Lab) -> Figures:
             said = str(error)
     lab.disarm("memory")
     assert "a worker ran out of memory: lower data.pack_tokens" in said, said
-    assert not RunFolder.of(config).model.exists()
+    assert not RunFolder.from_config(config).model_dir.exists()
     found = lab.figures(config, watch)
     # Two attempts, each up to its first checkpoint.
     assert 16 <= found.executed <= 2 * found.planned, found.executed

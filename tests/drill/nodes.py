@@ -9,8 +9,8 @@ import ray
 from ray.cluster_utils import Cluster
 from ray.core.generated import autoscaler_pb2
 
-from instruct_ray.data.prepare import find
-from instruct_ray.run import RunFolder
+from instruct_ray.data.packs.dataset import find_packs
+from instruct_ray.run.folder import RunFolder
 from tests.drill.lab import NODE, Figures, Lab
 from tests.drill.watch import lines_of
 
@@ -59,13 +59,16 @@ def elastic(lab: Lab) -> Figures:
             watch.at(15, lambda: remove_a_workers_node(cluster))
             lab.run(config)
         found = lab.figures(config, watch)
-    lines, expected = (lines_of(RunFolder.of(each).metrics) for each in (config, whole))
+    lines, expected = (lines_of(RunFolder.from_config(each).metrics_file) for each in (config, whole))
     assert [line["examples"] for line in lines] == [line["examples"] for line in expected]
     assert [line["num_trained"] for line in lines] == [line["num_trained"] for line in expected]
-    assert sum(line["examples"] for line in lines) == config.train.epochs * find(config).num_train
+    assert (
+        sum(line["examples"] for line in lines)
+        == config.train.epochs * find_packs(RunFolder.from_config(config)).num_examples
+    )
     difference = max(abs(line["loss"] / other["loss"] - 1) for line, other in zip(lines, expected, strict=True))
     assert difference < 1e-4, difference
-    assert "with another number of workers" in RunFolder.of(config).path.joinpath("notices.jsonl").read_text()
+    assert "with another number of workers" in RunFolder.from_config(config).path.joinpath("notices.jsonl").read_text()
     found.says = f"2 ranks, then 1; every row once an epoch; losses within {difference:.0e} of the uninterrupted run"
     return found
 

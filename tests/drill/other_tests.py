@@ -17,12 +17,12 @@ def stops(lab: Lab) -> Figures:
 
 def nonfinite(lab: Lab) -> Figures:
     """Losses and gradients that are no numbers, once and forever."""
-    return run_tests("tests/training/test_nonfinite.py")
+    return run_tests("tests/training/worker/test_nonfinite.py")
 
 
 def one_at_a_time(lab: Lab) -> Figures:
     """Two runs with one name at once."""
-    return run_tests("tests/test_lease.py")
+    return run_tests("tests/run/test_lock.py")
 
 
 def run_tests(*names: str) -> Figures:

@@ -12,9 +12,9 @@ from pathlib import Path
 import mlflow
 import psutil
 
-from instruct_ray.config import Config
-from instruct_ray.run import RunFolder
-from instruct_ray.tracking.client import tracking_uri
+from instruct_ray.config.schema import Config
+from instruct_ray.run.folder import RunFolder
+from instruct_ray.tracking.mlflow_client import tracking_uri
 from tests.drill.lab import Figures, Lab
 
 BIN = Path(sys.executable).parent
@@ -98,5 +98,5 @@ def assert_one_mlflow_run(config: Config) -> None:
     client = mlflow.MlflowClient(tracking_uri(config))
     experiment = client.get_experiment_by_name(config.registry.name)
     found = [run for run in client.search_runs([experiment.experiment_id]) if run.info.run_name == config.run.name]
-    known = json.loads((RunFolder.of(config).path / "mlflow.json").read_text())["run_id"]
+    known = json.loads((RunFolder.from_config(config).path / "mlflow.json").read_text())["run_id"]
     assert [(run.info.run_id, run.info.status) for run in found] == [(known, "FINISHED")]

@@ -2,7 +2,7 @@
 
 import pytest
 
-from instruct_ray.evidence.metrics import is_exact, is_found, normalise, share
+from instruct_ray.evidence.metrics import contains_expected, fraction, is_exact, normalise
 
 
 @pytest.mark.parametrize("answer", ["High", "high", " HIGH.\n", "**High**", "High!"])
@@ -16,11 +16,11 @@ def test_anything_else_does(answer: str) -> None:
 
 
 def test_found_means_whole_words_anywhere() -> None:
-    assert is_found("The severity is: high, I think", "High")
-    assert not is_found("the highest one", "High")
-    assert is_found("Reset\n the   password", "reset the password")
+    assert contains_expected("The severity is: high, I think", "High")
+    assert not contains_expected("the highest one", "High")
+    assert contains_expected("Reset\n the   password", "reset the password")
 
 
 def test_normalise_and_share() -> None:
     assert normalise('  "A\n b".') == "a b"
-    assert share([True, False, True, True]) == 0.75
+    assert fraction([True, False, True, True]) == 0.75

@@ -8,16 +8,16 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from instruct_ray.data.rendering.templates import make_renderer
-from instruct_ray.inference.engine import Completion, FinishReason, Request, Sampling, complete
-from instruct_ray.inference.transformers_engine import TransformersEngine, shared_prefix
+from instruct_ray.data.rendering.derive_contract import derive_renderer
+from instruct_ray.inference.engine import Completion, FinishReason, GenerationRequest, SamplingParams, generate_all
+from instruct_ray.inference.transformers_engine import TransformersEngine, shared_prefix_length
 
 PROMPTS = [[5, 6, 7], [9, 10, 11, 12, 13], [20], [21, 22, 23, 24]]
 
 
 @pytest.fixture(scope="module")
 def engine(base_folder: Path) -> Iterator[TransformersEngine]:
-    engine = TransformersEngine(base_folder, make_renderer(base_folder, None).contract, max_batch_size=3)
+    engine = TransformersEngine(base_folder, derive_renderer(base_folder, None).contract, max_batch_size=3)
     yield engine
     engine.close()
 
@@ -34,17 +34,17 @@ def plain(base_folder: Path, prompt: list[int], num_tokens: int, stop: int) -> l
 
 
 def test_answers_equal_plain_greedy_decoding(engine: TransformersEngine, base_folder: Path) -> None:
-    stop = make_renderer(base_folder, None).contract.stop_token_id
-    answers = complete(engine, PROMPTS, Sampling(6))
+    stop = derive_renderer(base_folder, None).contract.stop_token_id
+    answers = generate_all(engine, PROMPTS, SamplingParams(6))
     assert [answer.token_ids for answer in answers] == [plain(base_folder, prompt, 6, stop) for prompt in PROMPTS]
 
 
 def test_a_shared_prefix_changes_no_answer(engine: TransformersEngine, base_folder: Path) -> None:
-    stop = make_renderer(base_folder, None).contract.stop_token_id
+    stop = derive_renderer(base_folder, None).contract.stop_token_id
     prefix = list(range(5, 45))
     prompts = [[*prefix, *rest] for rest in ([30], [31, 32, 33], [34, 35])]
-    assert shared_prefix(prompts) == len(prefix)
-    answers = complete(engine, prompts, Sampling(6))
+    assert shared_prefix_length(prompts) == len(prefix)
+    answers = generate_all(engine, prompts, SamplingParams(6))
     assert [answer.token_ids for answer in answers] == [plain(base_folder, prompt, 6, stop) for prompt in prompts]
 
 
@@ -60,17 +60,17 @@ def test_a_shared_prefix_changes_no_answer(engine: TransformersEngine, base_fold
     ],
 )
 def test_a_prefix_leaves_every_prompt_a_token(prompts: list[list[int]], length: int) -> None:
-    assert shared_prefix(prompts) == length
+    assert shared_prefix_length(prompts) == length
 
 
 def test_the_stop_token_ends_an_answer_and_is_no_part_of_it(base_folder: Path) -> None:
-    renderer = make_renderer(base_folder, None)
+    renderer = derive_renderer(base_folder, None)
     [first] = plain(base_folder, PROMPTS[0], 1, -1)
     model = AutoModelForCausalLM.from_pretrained(base_folder)
     assert first != renderer.contract.stop_token_id
     contract = type(renderer.contract)(**{**vars(renderer.contract), "stop_token_id": first})
     engine = TransformersEngine(base_folder, contract, max_batch_size=2)
-    assert complete(engine, PROMPTS[:1], Sampling(5)) == [Completion([], "stop")]
+    assert generate_all(engine, PROMPTS[:1], SamplingParams(5)) == [Completion([], "stop")]
     engine.close()
     assert model.config.vocab_size > first
 
@@ -80,7 +80,7 @@ def test_every_request_has_its_own_limit(engine: TransformersEngine) -> None:
     done = threading.Semaphore(0)
     counts = [0, 0]
 
-    def request(index: int, limit: int) -> Request:
+    def request(index: int, limit: int) -> GenerationRequest:
         def count(token: int) -> None:
             counts[index] += 1
 
@@ -88,7 +88,7 @@ def test_every_request_has_its_own_limit(engine: TransformersEngine) -> None:
             finished.append((index, reason))
             done.release()
 
-        return Request(PROMPTS[index], Sampling(limit), count, finish)
+        return GenerationRequest(PROMPTS[index], SamplingParams(limit), count, finish)
 
     engine.submit(request(0, 2))
     engine.submit(request(1, 5))
@@ -111,7 +111,7 @@ def test_a_cancelled_request_ends_early(engine: TransformersEngine) -> None:
         reasons.append(reason)
         done.set()
 
-    request = Request(PROMPTS[0], Sampling(200), on_token, on_finish)
+    request = GenerationRequest(PROMPTS[0], SamplingParams(200), on_token, on_finish)
     engine.submit(request)
     assert done.wait(60)
     assert reasons == ["cancelled"]
@@ -119,13 +119,15 @@ def test_a_cancelled_request_ends_early(engine: TransformersEngine) -> None:
 
 
 def test_a_seed_repeats_a_sampled_answer(engine: TransformersEngine) -> None:
-    sampling = Sampling(8, temperature=1.0, seed=7)
-    assert complete(engine, PROMPTS[:1], sampling) == complete(engine, PROMPTS[:1], sampling)
-    assert complete(engine, PROMPTS[:1], sampling) != complete(engine, PROMPTS[:1], Sampling(8, 1.0, seed=8))
+    sampling = SamplingParams(8, temperature=1.0, seed=7)
+    assert generate_all(engine, PROMPTS[:1], sampling) == generate_all(engine, PROMPTS[:1], sampling)
+    assert generate_all(engine, PROMPTS[:1], sampling) != generate_all(
+        engine, PROMPTS[:1], SamplingParams(8, 1.0, seed=8)
+    )
 
 
 def test_a_request_that_fails_leaves_the_engine_working(engine: TransformersEngine) -> None:
     with pytest.raises(RuntimeError, match="the engine failed on 1 of 1 prompts"):
-        complete(engine, [[10**9]], Sampling(2))
+        generate_all(engine, [[10**9]], SamplingParams(2))
     assert engine.is_alive
-    assert len(complete(engine, PROMPTS[:1], Sampling(2))[0].token_ids) == 2
+    assert len(generate_all(engine, PROMPTS[:1], SamplingParams(2))[0].token_ids) == 2

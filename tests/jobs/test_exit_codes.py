@@ -10,9 +10,10 @@ from pathlib import Path
 import pytest
 import yaml
 
-from instruct_ray.config import Config
-from instruct_ray.data.rendering.templates import make_renderer
-from jobs import evaluate, generate, prepare, register, runner, serve, tune
+from instruct_ray.cli import ray_session
+from instruct_ray.cli.main import main
+from instruct_ray.config.schema import Config
+from instruct_ray.data.rendering.derive_contract import derive_renderer
 
 ROOT = Path(__file__).parents[2]
 
@@ -28,96 +29,82 @@ def config_file(make_config: Callable[..., Config], tmp_path: Path) -> Path:
 def refusal(
     config_file: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> Callable[..., str]:
-    """Run a job in-process that must be refused before Ray starts; returns what it said."""
+    """Run a stage in-process that must be refused before Ray starts; returns the message."""
 
-    def run(job: object, *overrides: str, config: Path = config_file) -> str:
+    def run(stage: str, *arguments: str, config: Path = config_file) -> str:
         def start_ray(min_cpus: int = 0) -> None:
-            pytest.fail("Ray was started for input that is bad")
+            pytest.fail("Ray was started for bad input")
 
-        monkeypatch.setattr(runner, "connect", start_ray)
+        monkeypatch.setattr(ray_session, "init_ray", start_ray)
         # The cluster of the other tests stays.
-        monkeypatch.setattr(runner, "disconnect", lambda: None)
-        monkeypatch.setattr(sys, "argv", ["job", "--config", str(config), *overrides])
+        monkeypatch.setattr(ray_session, "shut_down_ray", lambda: None)
         with pytest.raises(SystemExit) as stopped:
-            runner.run(job.main, job.__doc__)
+            main([stage, "--config", str(config), *arguments])
         assert stopped.value.code == 2
-        said = capsys.readouterr().err
-        assert said.count("\n") == 1
-        assert said.startswith("error: ")
-        return said
+        message = capsys.readouterr().err
+        assert message.count("\n") == 1
+        assert message.startswith("error: ")
+        return message
 
     return run
 
 
 def test_an_unknown_key(refusal: Callable[..., str]) -> None:
-    assert "unknown key train.epoch; did you mean epochs?" in refusal(prepare, "train.epoch=2")
+    assert "unknown key train.epoch; did you mean epochs?" in refusal("prepare", "train.epoch=2")
 
 
 def test_a_missing_config(refusal: Callable[..., str], tmp_path: Path) -> None:
-    assert "no such config file" in refusal(prepare, config=tmp_path / "none.yaml")
+    assert "no such config file" in refusal("prepare", config=tmp_path / "none.yaml")
 
 
 def test_a_missing_source(refusal: Callable[..., str], tmp_path: Path) -> None:
-    assert "no file /nowhere/x.jsonl" in refusal(prepare, "data.sources=[/nowhere/x.jsonl]")
+    assert "no file /nowhere/x.jsonl" in refusal("prepare", "data.sources=[/nowhere/x.jsonl]")
     assert not (tmp_path / "runs").exists()
 
 
 def test_an_empty_source(refusal: Callable[..., str], tmp_path: Path) -> None:
     (tmp_path / "empty.jsonl").touch()
-    assert "empty.jsonl is empty" in refusal(prepare, f"data.sources=[{tmp_path}/empty.jsonl]")
+    assert "empty.jsonl is empty" in refusal("prepare", f"data.sources=[{tmp_path}/empty.jsonl]")
 
 
 def test_a_base_that_is_not_there(refusal: Callable[..., str]) -> None:
-    assert "model.base: no folder ./nowhere" in refusal(prepare, "model.base=./nowhere")
+    assert "model.base: no folder ./nowhere" in refusal("prepare", "model.base=./nowhere")
 
 
 @pytest.mark.parametrize(
-    ("job", "before"),
-    [(tune, "jobs.prepare"), (evaluate, "jobs.tune"), (register, "jobs.evaluate"), (serve, "jobs.register")],
+    ("stage", "predecessor"),
+    [("tune", "prepare"), ("evaluate", "tune"), ("register", "evaluate"), ("serve", "register")],
 )
-def test_an_arrow_without_its_predecessor(
-    refusal: Callable[..., str], job: object, before: str, tmp_path: Path
+def test_a_stage_without_its_predecessor(
+    refusal: Callable[..., str], stage: str, predecessor: str, tmp_path: Path
 ) -> None:
-    assert f"python -m {before}" in refusal(job)
+    assert f"run `instruct-ray {predecessor}`" in refusal(stage)
     assert not (tmp_path / "runs").exists()
 
 
 @pytest.mark.parametrize(
-    ("model", "said"),
+    ("model", "message"),
     [
-        (None, "no tuned model; run `python -m jobs.tune` with this config, or name a --model"),
+        (None, "no tuned model; run `instruct-ray tune` with this config, or give a --model"),
         ("/nowhere", "--model: no folder /nowhere"),
         ("models:/tiny@champion", "nothing is registered"),
     ],
 )
 def test_generating_with_a_model_that_is_not_there(
-    refusal: Callable[..., str], tmp_path: Path, triples_file: Path, model: str | None, said: str
+    refusal: Callable[..., str], tmp_path: Path, triples_file: Path, model: str | None, message: str
 ) -> None:
-    class Job:
-        @staticmethod
-        def main(config: Config) -> None:
-            generate.main(config, model, tmp_path / "answers")
-
-    assert said in refusal(Job)
+    arguments = ["--input", str(triples_file), "--output", str(tmp_path / "answers")]
+    assert message in refusal("generate", *arguments, *([] if model is None else ["--model", model]))
     assert not (tmp_path / "answers").exists()
 
 
 def test_generating_from_an_input_that_is_not_there(
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-    config_file: Path,
-    base_folder: Path,
-    tmp_path: Path,
+    refusal: Callable[..., str], base_folder: Path, tmp_path: Path
 ) -> None:
     model = Path(shutil.copytree(base_folder, tmp_path / "model"))
-    make_renderer(model, None).contract.save(model / "contract.json")
-    monkeypatch.setattr(runner, "disconnect", lambda: None)
-    arguments = ["--config", str(config_file), "--input", "/nowhere/q: 1.jsonl", "--output", "/nowhere/out"]
-    monkeypatch.setattr(sys, "argv", ["generate", *arguments, "--model", str(model)])
-    with pytest.raises(SystemExit) as stopped:
-        generate.cli()
-    assert stopped.value.code == 2
-    assert capsys.readouterr().err == "error: data.sources: no file /nowhere/q: 1.jsonl\n"
+    derive_renderer(model, None).contract.save(model / "contract.json")
+    arguments = ["--input", "/nowhere/q: 1.jsonl", "--output", "/nowhere/out", "--model", str(model)]
+    assert refusal("generate", *arguments) == "error: data.sources: no file /nowhere/q: 1.jsonl\n"
 
 
 def test_the_program_itself_exits_with_2(config_file: Path) -> None:

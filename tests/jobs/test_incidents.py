@@ -7,9 +7,10 @@ from statistics import fmean
 
 import pytest
 
-from instruct_ray.config import SourceConfig
-from instruct_ray.data.reading.triples import Triple, parse
-from instruct_ray.data.rendering.templates import make_renderer
+from instruct_ray.config.data import SourceConfig
+from instruct_ray.data.rendering.derive_contract import derive_renderer
+from instruct_ray.data.sources.row_formats import parse_row
+from instruct_ray.data.sources.triple import Triple
 from tests.data.rendering.families import FAMILIES
 
 ROOT = Path(__file__).parents[2]
@@ -20,7 +21,7 @@ PROMPT = ("classify severity", "database is down")
 def rows() -> list[Triple]:
     source = SourceConfig(path=str(ROOT / "jobs" / "data" / "incidents.jsonl"))
     lines = Path(source.path).read_text().splitlines()
-    return [parse(json.loads(line), str(number), source) for number, line in enumerate(lines)]
+    return [parse_row(json.loads(line), str(number), source) for number, line in enumerate(lines)]
 
 
 def test_they_are_many_balanced_and_each_its_own(rows: list[Triple]) -> None:
@@ -40,7 +41,7 @@ def test_the_demos_prompt_is_in_none(rows: list[Triple]) -> None:
 
 def test_rendered_rows_are_short(rows: list[Triple], tmp_path: Path) -> None:
     FAMILIES["smollm2"].save(tmp_path)
-    renderer = make_renderer(tmp_path, None)
+    renderer = derive_renderer(tmp_path, None)
     lengths = [
         len(renderer.prompt(renderer.messages(row.instruction, row.input))) + len(renderer.completion(row.output))
         for row in rows

@@ -15,9 +15,9 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
-from instruct_ray.config import Config
-from instruct_ray.run import RunFolder
-from instruct_ray.tracking.client import tracking_uri
+from instruct_ray.config.schema import Config
+from instruct_ray.run.folder import RunFolder
+from instruct_ray.tracking.mlflow_client import tracking_uri
 
 DATA = {"test_fraction": 0.25, "pack_tokens": 128, "max_tokens": 128, "near_duplicates": None}
 TRAIN = {
@@ -45,7 +45,7 @@ def run(job: str, config: Config, folder: Path) -> None:
 
 
 def num_steps(config: Config) -> int:
-    path = RunFolder.of(config).metrics
+    path = RunFolder.from_config(config).metrics_file
     return len(path.read_text().splitlines()) if path.exists() else 0
 
 
@@ -84,18 +84,20 @@ def test_a_stopped_run_loses_no_step(
     assert process.returncode == exit_code, output
     assert "the same command continues" in output
     done = num_steps(stopped)
-    folder = RunFolder.of(stopped)
-    assert [path.name[:18] for path in folder.train.glob("checkpoint-*")] == [f"checkpoint-{done:07d}"]
-    assert not folder.model.exists()
+    folder = RunFolder.from_config(stopped)
+    assert [path.name[:18] for path in folder.ray_train_dir.glob("checkpoint-*")] == [f"checkpoint-{done:07d}"]
+    assert not folder.model_dir.exists()
     run_id = json.loads((folder.path / "mlflow.json").read_text())["run_id"]
     client = mlflow.MlflowClient(tracking_uri(stopped))
     assert client.get_run(run_id).info.status == "KILLED"
 
     run("tune", stopped, tmp_path)
     assert client.get_run(run_id).info.status == "FINISHED"
-    losses = [[json.loads(line)["loss"] for line in RunFolder.of(c).metrics.open()] for c in (whole, stopped)]
+    losses = [
+        [json.loads(line)["loss"] for line in RunFolder.from_config(c).metrics_file.open()] for c in (whole, stopped)
+    ]
     assert losses[0] == losses[1]
-    weights = [load_file(RunFolder.of(config).model / "model.safetensors") for config in (whole, stopped)]
+    weights = [load_file(RunFolder.from_config(config).model_dir / "model.safetensors") for config in (whole, stopped)]
     assert all(torch.equal(weights[1][name], tensor) for name, tensor in weights[0].items())
     assert not (folder.path / ".stop").exists()
     assert not (folder.path / ".lease").exists()

@@ -19,9 +19,9 @@ import psutil
 import pytest
 import yaml
 
-from instruct_ray.config import Config
-from instruct_ray.run import RunFolder
-from instruct_ray.tracking.client import tracking_uri
+from instruct_ray.config.schema import Config
+from instruct_ray.run.folder import RunFolder
+from instruct_ray.tracking.mlflow_client import tracking_uri
 
 ROOT = Path(__file__).parents[2]
 BIN = Path(sys.executable).parent
@@ -104,7 +104,7 @@ def test_a_job_succeeds(
     done = submit("jobs.prepare")
     assert done.returncode == 0, done.stdout + done.stderr
     assert "succeeded" in done.stdout
-    assert list(RunFolder.of(make_config()).packs.glob("*/manifest.json"))
+    assert list(RunFolder.from_config(make_config()).packs.glob("*/manifest.json"))
 
 
 def test_a_failing_config_shows_why_in_its_last_line(submit: Callable[..., subprocess.CompletedProcess[str]]) -> None:
@@ -123,12 +123,12 @@ def test_ray_job_stop_commits_a_checkpoint(
     tmp_path: Path,
 ) -> None:
     """F6: within the grace that RAY_JOB_STOP_WAIT_TIME_S gives; Ray's default is 3 s."""
-    folder = RunFolder.of(make_config())
+    folder = RunFolder.from_config(make_config())
     assert submit("jobs.prepare").returncode == 0
     long = ("train.epochs=60", "train.checkpoint_every=1000000")
 
     def stop() -> None:
-        while not folder.metrics.exists() or folder.metrics.read_bytes().count(b"\n") < 5:
+        while not folder.metrics_file.exists() or folder.metrics_file.read_bytes().count(b"\n") < 5:
             time.sleep(0.05)
         command = [BIN / "ray", "job", "stop", "--address", dashboard, "to-be-stopped"]
         subprocess.run(command, env=environment, capture_output=True, check=True, timeout=120)
@@ -140,18 +140,18 @@ def test_ray_job_stop_commits_a_checkpoint(
     stopper.join(timeout=1)
     assert not stopper.is_alive()
     assert "was stopped" in done.stdout, done.stdout + done.stderr
-    num_steps = folder.metrics.read_bytes().count(b"\n")
-    assert [path.name[:18] for path in folder.train.glob("checkpoint-*")] == [f"checkpoint-{num_steps:07d}"]
-    assert not folder.model.exists()
+    num_steps = folder.metrics_file.read_bytes().count(b"\n")
+    assert [path.name[:18] for path in folder.ray_train_dir.glob("checkpoint-*")] == [f"checkpoint-{num_steps:07d}"]
+    assert not folder.model_dir.exists()
     run_id = json.loads((folder.path / "mlflow.json").read_text())["run_id"]
     client = mlflow.MlflowClient(tracking_uri(make_config()))
     assert client.get_run(run_id).info.status == "KILLED"
 
     assert submit("jobs.tune", *long).returncode == 0
     assert client.get_run(run_id).info.status == "FINISHED"
-    steps = [json.loads(line)["step"] for line in folder.metrics.read_text().splitlines()]
+    steps = [json.loads(line)["step"] for line in folder.metrics_file.read_text().splitlines()]
     assert steps == list(range(1, len(steps) + 1))
-    assert (folder.model / "adapter_model.safetensors").is_file()
+    assert (folder.model_dir / "adapter_model.safetensors").is_file()
 
 
 def test_without_the_token_nothing_is_accepted(dashboard: str) -> None:

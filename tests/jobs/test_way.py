@@ -2,7 +2,7 @@
 
 import json
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -11,19 +11,24 @@ import openai
 import pytest
 from langchain_core.prompts import PromptTemplate
 from langchain_openai import ChatOpenAI
-from ray import serve as ray_serve
+from ray import serve
 from safetensors.torch import load_file
 
-from instruct_ray import cli
-from instruct_ray.config import Config, ServingConfig
+from instruct_ray.cli.main import main
+from instruct_ray.cli.stages.evaluate import run_evaluate
+from instruct_ray.cli.stages.generate import run_generate
+from instruct_ray.cli.stages.prepare import run_prepare
+from instruct_ray.cli.stages.register import run_register
+from instruct_ray.cli.stages.serve import start_endpoint
+from instruct_ray.cli.stages.tune import run_tune
+from instruct_ray.config.schema import Config, ServingConfig
 from instruct_ray.data.rendering.renderer import load_renderer
 from instruct_ray.errors import InputError
-from instruct_ray.inference.engine import Sampling, complete
+from instruct_ray.inference.engine import SamplingParams, generate_all
 from instruct_ray.inference.transformers_engine import TransformersEngine
-from instruct_ray.registry.versions import Registry
-from instruct_ray.run import RunFolder
-from instruct_ray.tracking.client import tracking_uri
-from jobs import evaluate, generate, prepare, register, serve, tune
+from instruct_ray.registry.model_registry import ModelRegistry
+from instruct_ray.run.folder import RunFolder
+from instruct_ray.tracking.mlflow_client import tracking_uri
 from tests.fakes import say_nothing
 
 PORT = 8765
@@ -35,68 +40,80 @@ def config(tuned: Config) -> Config:
     """A run that went all the way to a version."""
     serving = ServingConfig(port=PORT, max_new_tokens=24, max_batch_size=4, max_queued_requests=4)
     config = tuned.model_copy(update={"serving": serving})
-    for job in (evaluate, register):
-        job.main(config)
+    for stage in (run_evaluate, run_register):
+        stage(config)
     return config
 
 
 @pytest.fixture(scope="module")
 def endpoint(config: Config) -> Iterator[openai.OpenAI]:
     """The version served, and a client."""
-    serve.start(config, say_nothing)
+    start_endpoint(config, say_nothing)
     yield openai.OpenAI(base_url=URL, api_key="none", max_retries=0)
-    ray_serve.shutdown()
+    serve.shutdown()
 
 
 def test_the_run_folder_holds_everything(config: Config) -> None:
-    folder = RunFolder.of(config)
-    for path in (folder.test, folder.metrics, folder.contract, folder.evidence, folder.version):
+    folder = RunFolder.from_config(config)
+    for path in (
+        folder.test_rows_file,
+        folder.metrics_file,
+        folder.contract_file,
+        folder.evidence_file,
+        folder.version_file,
+    ):
         assert path.is_file(), path
-    assert (folder.model / "model.safetensors").is_file()
-    assert list(folder.packs.glob("*/manifest.json"))
-    assert list(folder.train.glob("checkpoint-*"))
+    assert (folder.model_dir / "model.safetensors").is_file()
+    assert list(folder.packs_dir.glob("*/manifest.json"))
+    assert list(folder.ray_train_dir.glob("checkpoint-*"))
     assert not [path for path in folder.path.rglob("*") if path.suffix in (".pkl", ".bin")]
 
 
 def test_the_evidence_counts_every_arm(config: Config) -> None:
-    evidence = json.loads(RunFolder.of(config).evidence.read_text())
+    evidence = json.loads(RunFolder.from_config(config).evidence_file.read_text())
     assert list(evidence["arms"]) == ["zero_shot", "few_shot", "tuned"]
     assert evidence["arms"]["few_shot"]["prompt_tokens"] > 2 * evidence["arms"]["tuned"]["prompt_tokens"]
     assert all(arm["latency_p50_seconds"] > 0 for arm in evidence["arms"].values())
-    answers = RunFolder.of(config).evidence.with_name("answers.jsonl").read_text().splitlines()
-    assert len(answers) == evidence["num_test"] == len(RunFolder.of(config).test.read_text().splitlines())
+    answers = RunFolder.from_config(config).evidence_file.with_name("answers.jsonl").read_text().splitlines()
+    assert (
+        len(answers)
+        == evidence["num_test"]
+        == len(RunFolder.from_config(config).test_rows_file.read_text().splitlines())
+    )
 
 
-@pytest.mark.parametrize("job", [prepare, tune, evaluate, register])
-def test_a_finished_arrow_asked_again_says_so(config: Config, capsys: pytest.CaptureFixture[str], job: object) -> None:
-    job.main(config)
+@pytest.mark.parametrize("stage", [run_prepare, run_tune, run_evaluate, run_register])
+def test_a_finished_stage_does_nothing_and_says_so(
+    config: Config, capsys: pytest.CaptureFixture[str], stage: Callable[[Config], None]
+) -> None:
+    stage(config)
     assert "already " in capsys.readouterr().out
 
 
 def test_the_version_tells_where_it_comes_from(config: Config) -> None:
-    version = Registry(tracking_uri(config)).resolve("models:/tiny@champion")
+    version = ModelRegistry(tracking_uri(config)).resolve("models:/tiny@champion")
     assert version.number == "1"
     assert {"base", "base_digest", "data_digest", "contract_digest", "config", "run"} <= version.tags.keys()
 
 
 def test_the_version_holds_the_tuned_weights_and_no_pickle(config: Config, tmp_path: Path) -> None:
-    registry = Registry(tracking_uri(config))
+    registry = ModelRegistry(tracking_uri(config))
     folder = registry.download(registry.resolve("models:/tiny/1"), tmp_path)
-    ours, theirs = (load_file(path / "model.safetensors") for path in (RunFolder.of(config).model, folder))
+    ours, theirs = (load_file(path / "model.safetensors") for path in (RunFolder.from_config(config).model_dir, folder))
     assert all((theirs[name] == tensor).all() for name, tensor in ours.items())
     assert {path.suffix for path in folder.iterdir()} <= {".json", ".safetensors", ".jinja"}
 
 
 def test_a_registration_killed_before_its_end_makes_no_second_version(config: Config) -> None:
-    RunFolder.of(config).version.unlink()
-    register.main(config)
-    assert Registry(tracking_uri(config)).aliases("tiny") == {"champion": "1"}
+    RunFolder.from_config(config).version_file.unlink()
+    run_register(config)
+    assert ModelRegistry(tracking_uri(config)).aliases("tiny") == {"champion": "1"}
 
 
 def test_a_file_is_answered_by_the_version(config: Config, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     outputs = [tmp_path / "of_version", tmp_path / "of_run"]
     for output, model in zip(outputs, ("models:/tiny@champion", None), strict=True):
-        generate.main(config, model, output)
+        run_generate(config, model, output)
         assert "generated: 64 rows" in capsys.readouterr().out
     of_version, of_run = (["".join(part.read_text() for part in sorted(o.glob("part-*")))] for o in outputs)
     assert of_version == of_run
@@ -104,10 +121,10 @@ def test_a_file_is_answered_by_the_version(config: Config, tmp_path: Path, capsy
 
 
 def test_the_run_is_in_mlflow_with_its_metrics(config: Config) -> None:
-    client = Registry(tracking_uri(config)).client
-    run_id = json.loads((RunFolder.of(config).path / "mlflow.json").read_text())["run_id"]
+    client = ModelRegistry(tracking_uri(config)).client
+    run_id = json.loads((RunFolder.from_config(config).path / "mlflow.json").read_text())["run_id"]
     run = client.get_run(run_id)
-    lines = RunFolder.of(config).metrics.read_text().splitlines()
+    lines = RunFolder.from_config(config).metrics_file.read_text().splitlines()
     assert run.info.status == "FINISHED"
     assert run.data.params["train.learning_rate"] == "0.01"
     assert len(client.get_metric_history(run_id, "loss")) == len(lines)
@@ -116,10 +133,10 @@ def test_the_run_is_in_mlflow_with_its_metrics(config: Config) -> None:
 def test_the_client_gets_the_answer_of_the_tuned_model(config: Config, endpoint: openai.OpenAI) -> None:
     messages = [{"role": "user", "content": "How bad is it?\n\nthe shop is down"}]
     reply = endpoint.chat.completions.create(model="tiny", messages=messages, temperature=0, max_tokens=8)
-    renderer = load_renderer(RunFolder.of(config).model)
-    engine = TransformersEngine(RunFolder.of(config).model, renderer.contract, 1)
+    renderer = load_renderer(RunFolder.from_config(config).model_dir)
+    engine = TransformersEngine(RunFolder.from_config(config).model_dir, renderer.contract, 1)
     prompt = renderer.prompt(messages)
-    [expected] = complete(engine, [prompt], Sampling(8))
+    [expected] = generate_all(engine, [prompt], SamplingParams(8))
     engine.close()
     assert reply.choices[0].message.content == renderer.tokenizer.decode(expected.token_ids)
     assert reply.choices[0].finish_reason == expected.finish_reason
@@ -207,21 +224,21 @@ def test_an_overload_is_429_and_everything_else_is_answered(endpoint: openai.Ope
 def test_a_port_in_use_is_refused(endpoint: openai.OpenAI, config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     with pytest.raises(InputError, match=f"serving.port: 127.0.0.1:{PORT} can't be used"):
-        serve.start(config, say_nothing)
+        start_endpoint(config, say_nothing)
 
 
 def test_promote_and_rollback_move_the_alias(
     config: Config, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    registry = Registry(tracking_uri(config))
+    registry = ModelRegistry(tracking_uri(config))
     source = registry.client.get_model_version("tiny", "1").source
     tags = registry.resolve("models:/tiny/1").tags
     registry.client.create_model_version("tiny", source=source, tags=tags)
     path = tmp_path / "config.yaml"
     path.write_text(config.model_dump_json())
-    cli.main(["promote", "--config", str(path), "2"])
+    main(["promote", "--config", str(path), "2"])
     assert registry.aliases("tiny") == {"champion": "2", "previous": "1"}
-    cli.main(["rollback", "--config", str(path)])
+    main(["rollback", "--config", str(path)])
     assert registry.aliases("tiny") == {"champion": "1", "previous": "2"}
     assert "models:/tiny@champion is version 1" in capsys.readouterr().out
     shutil.rmtree(tmp_path)

@@ -11,12 +11,13 @@ from pathlib import Path
 import mlflow
 import pytest
 
-from instruct_ray.config import Config
+from instruct_ray.config.schema import Config
 from instruct_ray.errors import InputError
-from instruct_ray.run import RunFolder
+from instruct_ray.run.folder import RunFolder
 from instruct_ray.tracking import tracked_run
-from instruct_ray.tracking.client import tracking_uri
-from instruct_ray.tracking.tracked_run import TrackedRun, complete, load_record
+from instruct_ray.tracking.mlflow_client import tracking_uri
+from instruct_ray.tracking.tracked_run import START_SECONDS, TrackedRun, finish_pending_upload, load_tracking_record
+from instruct_ray.tracking.uploader import redact_credentials
 from tests.mlflow_server import MlflowServer
 
 # Waits are cut short here; what they bound stays the same.
@@ -41,9 +42,9 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MlflowServer]:
 
 def append(config: Config, first: int, last: int, node: int | None = None) -> None:
     """Steps as a worker writes them."""
-    folder = RunFolder.of(config)
+    folder = RunFolder.from_config(config)
     folder.path.mkdir(parents=True, exist_ok=True)
-    path = folder.metrics if node is None else folder.path / f"system-{node}.jsonl"
+    path = folder.metrics_file if node is None else folder.path / f"system-{node}.jsonl"
     values = {"loss": 2.5, "lr": 1e-3} if node is None else {"cpu_utilization_percentage": 50.0}
     with path.open("a") as file:
         for step in range(first, last + 1):
@@ -107,12 +108,12 @@ def test_a_server_that_never_comes_back_costs_seconds_and_can_be_caught_up(
     assert not tracked.finish("FINISHED")
     assert time.monotonic() - began < FINISH_SECONDS + 2
     assert "tracking is incomplete" in said[-1]
-    assert "`python -m jobs.tune` with the same config completes it" in said[-1]
-    assert not load_record(config).is_complete
+    assert "`instruct-ray tune` with the same config completes it" in said[-1]
+    assert not load_tracking_record(config).is_complete
 
     server.resume()
-    assert complete(config, said.append) == tracked.id
-    assert load_record(config).is_complete
+    assert finish_pending_upload(config, said.append) == tracked.id
+    assert load_tracking_record(config).is_complete
     assert steps(config, tracked.id) == list(range(1, 21))
     assert mlflow.MlflowClient(server.uri).get_run(tracked.id).info.status == "FINISHED"
 
@@ -123,7 +124,7 @@ def test_a_server_that_is_not_there_at_the_start(make_config: Callable[..., Conf
     tracked = TrackedRun(config, said.append)
     began = time.monotonic()
     tracked.start()
-    assert time.monotonic() - began < tracked_run.START_SECONDS
+    assert time.monotonic() - began < START_SECONDS
     assert "training goes on, its metrics wait" in said[0]
     assert tracked.id is None
     append(config, 1, 10)
@@ -133,7 +134,7 @@ def test_a_server_that_is_not_there_at_the_start(make_config: Callable[..., Conf
     assert steps(config, tracked.id) == list(range(1, 11))
 
     # The next start continues the run, and steps that are done again are not sent again.
-    RunFolder.of(config).metrics.write_text("")
+    RunFolder.from_config(config).metrics_file.write_text("")
     append(config, 1, 15)
     again = TrackedRun(config, said.append)
     again.start()
@@ -180,16 +181,16 @@ def test_a_locked_database_only_delays(make_config: Callable[..., Config]) -> No
     assert time.monotonic() - began < FINISH_SECONDS + 2
     assert "tracking is incomplete" in said[-1]
     lock.execute("ROLLBACK")
-    assert complete(config, said.append) == tracked.id
+    assert finish_pending_upload(config, said.append) == tracked.id
     assert steps(config, tracked.id) == list(range(1, 21))
 
 
 def test_a_password_in_a_uri_is_kept_out_of_parameters() -> None:
-    assert tracked_run.redacted("http://anna:secret@host:5000/x") == "http://host:5000/x"
-    assert tracked_run.redacted("s3://bucket/key@2") == "s3://bucket/key@2"
+    assert redact_credentials("http://anna:secret@host:5000/x") == "http://host:5000/x"
+    assert redact_credentials("s3://bucket/key@2") == "s3://bucket/key@2"
 
 
 def test_a_complete_run_needs_no_server(make_config: Callable[..., Config], tmp_path: Path) -> None:
     config = make_config(registry={"uri": "http://127.0.0.1:9"})
-    assert complete(config, pytest.fail) is None
-    assert not RunFolder.of(config).path.exists()
+    assert finish_pending_upload(config, pytest.fail) is None
+    assert not RunFolder.from_config(config).path.exists()

@@ -20,10 +20,11 @@ from transformers import (
     Qwen3Config,
 )
 
-from instruct_ray.data.dataset import MANIFEST, shard_file, write_packs
-from instruct_ray.data.packing import Example, Pack
-from instruct_ray.training.modeling.attention import MaskLayout
-from instruct_ray.training.modeling.model import packed_implementation, plain_implementation
+from instruct_ray.data.example import Example
+from instruct_ray.data.packs.dataset import MANIFEST, shard_file, write_packs
+from instruct_ray.data.packs.tree import Pack
+from instruct_ray.training.model.requirements import default_attn_implementation, packed_attn_implementation
+from instruct_ray.training.model.tree_mask import MaskLayout
 
 CPU = torch.device("cpu")
 SIZES = {
@@ -78,7 +79,7 @@ EXAMPLES = [
 def make_model(config: PreTrainedConfig) -> PreTrainedModel:
     """Random weights, larger than usual so that attention is far from uniform."""
     torch.manual_seed(0)
-    implementation = packed_implementation(config, CPU)
+    implementation = packed_attn_implementation(config, CPU)
     model = AutoModelForCausalLM.from_config(config, dtype=torch.float32, attn_implementation=implementation)
     with torch.no_grad():
         for parameter in model.parameters():
@@ -91,13 +92,13 @@ def make_model(config: PreTrainedConfig) -> PreTrainedModel:
 def plain(model: PreTrainedModel) -> Iterator[None]:
     """The model with the attention of one example alone or a padded batch."""
     packed = model.config._attn_implementation
-    model.set_attn_implementation(plain_implementation(model.config))
+    model.set_attn_implementation(default_attn_implementation(model.config))
     yield
     model.set_attn_implementation(packed)
 
 
 def layout_of(model: PreTrainedModel) -> MaskLayout:
-    return MaskLayout.of(model.config, model.config._attn_implementation, torch.float32)
+    return MaskLayout.from_hf_config(model.config, model.config._attn_implementation, torch.float32)
 
 
 def alone_loss(model: PreTrainedModel, example: Example) -> torch.Tensor:

@@ -9,14 +9,14 @@ from typing import Any, TypedDict
 from transformers import PreTrainedTokenizerBase
 
 from instruct_ray.errors import InputError
-from instruct_ray.run import write_json
+from instruct_ray.files import atomic_write_json
 
 # In a model's folder.
-CONTRACT = "contract.json"
+CONTRACT_FILE = "contract.json"
 # Raised only when the same chat would become other tokens.
 CONTRACT_VERSION = 1
 # Fields that came later: they count in the digest only where they change something, so old models keep theirs.
-NEUTRAL: dict[str, Any] = {
+DEFAULTS_OMITTED_FROM_DIGEST: dict[str, Any] = {
     "answer_prefix": "",
     "answer_suffix": "",
     "strips_answer": False,
@@ -34,7 +34,7 @@ class Message(TypedDict):
 
 
 @dataclass(frozen=True)
-class Contract:
+class PromptContract:
     """Everything that decides which tokens a chat becomes."""
 
     tokenizer_digest: str
@@ -61,7 +61,9 @@ class Contract:
     @property
     def digest(self) -> str:
         """sha256 over all fields; travels with packs, model and version."""
-        values = {name: value for name, value in asdict(self).items() if NEUTRAL.get(name, ...) != value}
+        values = {
+            name: value for name, value in asdict(self).items() if DEFAULTS_OMITTED_FROM_DIGEST.get(name, ...) != value
+        }
         return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
 
     @property
@@ -80,10 +82,10 @@ class Contract:
 
     def save(self, path: Path) -> None:
         """Write `contract.json`."""
-        write_json(path, {**asdict(self), "digest": self.digest})
+        atomic_write_json(path, {**asdict(self), "digest": self.digest})
 
     @classmethod
-    def load(cls, path: Path) -> "Contract":
+    def load(cls, path: Path) -> "PromptContract":
         """Read `contract.json`.
 
         Raises:
@@ -102,7 +104,7 @@ class Contract:
         names = {known.name for known in fields(cls)}
         if unknown := sorted(values.keys() - names):
             raise InputError(f"{path}: made by a later version of this system, which also knows {', '.join(unknown)}")
-        if missing := sorted(names - values.keys() - NEUTRAL.keys()):
+        if missing := sorted(names - values.keys() - DEFAULTS_OMITTED_FROM_DIGEST.keys()):
             raise InputError(f"{path}: damaged: no {', '.join(missing)}")
         contract = cls(**values)
         if contract.contract_version != CONTRACT_VERSION:

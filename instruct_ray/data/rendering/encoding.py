@@ -10,7 +10,7 @@ from transformers import PreTrainedTokenizerBase
 # Around a control token in what a user wrote, while the template is rendered. The same as transformers takes.
 OPEN, CLOSE = "\U000f0000", "\U000f0001"
 # Text to stand in front of another, so that none is at the very start; a later one where the first merges with it.
-GUARDS = ("\n", "x", "!")
+_CONTEXT_PREFIXES = ("\n", "x", "!")
 
 Encode = Callable[[list[str]], list[list[int]]]
 
@@ -47,7 +47,7 @@ class Encoder:
         if not self._prepends_space:
             return encode(texts)
         found: dict[int, list[int]] = {}
-        for guard in GUARDS:
+        for guard in _CONTEXT_PREFIXES:
             left = [index for index in range(len(texts)) if index not in found]
             [guard_ids] = encode([guard])
             size = len(guard_ids)

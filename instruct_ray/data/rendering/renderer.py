@@ -10,24 +10,24 @@ from pathlib import Path
 
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from instruct_ray.data.packing import Example, examples_of
-from instruct_ray.data.reading.records import RowError
-from instruct_ray.data.reading.triples import Triple
+from instruct_ray.data.example import Example, build_examples
 from instruct_ray.data.rendering.chat_template import ChatTemplate
-from instruct_ray.data.rendering.contract import Contract, Message, tokenizer_digest
+from instruct_ray.data.rendering.contract import Message, PromptContract, tokenizer_digest
 from instruct_ray.data.rendering.encoding import Encoder
-from instruct_ray.data.rendering.frames import Frame, encode_inside, make_frame
+from instruct_ray.data.rendering.template_skeleton import TemplateSkeleton, encode_variable_text, make_skeleton
+from instruct_ray.data.sources.records import RowError
+from instruct_ray.data.sources.triple import Triple
 from instruct_ray.errors import InputError
 
 Ids = list[int]
 # Shapes of chats, by their roles: a server must not collect what its clients think of.
-MAX_FRAMES = 256
+MAX_SKELETONS = 256
 
 
 class Renderer:
     """Renders chats by a contract, with the tokenizer that the contract was made from."""
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, contract: Contract) -> None:
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, contract: PromptContract) -> None:
         """
         Raises:
             InputError: the contract's chat template is none, or its system prompt holds a control token.
@@ -36,7 +36,7 @@ class Renderer:
         self.contract = contract
         self.template = ChatTemplate(tokenizer, contract.chat_template, contract.template_options)
         self.encoder = Encoder(tokenizer, self.template.control_tokens())
-        self._frames: dict[tuple[str, ...], Frame] = {}
+        self._frames: dict[tuple[str, ...], TemplateSkeleton] = {}
         if contract.system_prompt is not None and self.encoder.is_suspect(contract.system_prompt):
             raise InputError("data.system_prompt holds one of the tokenizer's control tokens; leave it out")
 
@@ -97,7 +97,7 @@ class Renderer:
 
     def _prompts(self, chats: Sequence[list[Message]]) -> list[Ids | RowError]:
         results: list[Ids | RowError] = [[]] * len(chats)
-        batches: dict[tuple[bool, bool], list[tuple[int, Frame, str]]] = {}
+        batches: dict[tuple[bool, bool], list[tuple[int, TemplateSkeleton, str]]] = {}
         is_suspect = self.encoder.is_suspect
         for index, messages in enumerate(chats):
             try:
@@ -112,7 +112,7 @@ class Renderer:
             except InputError as error:
                 results[index] = RowError("template", str(error))
         for kind, batch in batches.items():
-            found = encode_inside(self.encoder, kind, [inside for _, _, inside in batch])
+            found = encode_variable_text(self.encoder, kind, [inside for _, _, inside in batch])
             for (index, frame, _), inner in zip(batch, found, strict=True):
                 ids = frame.head_ids + inner + frame.tail_ids
                 if frame.inner_ids:
@@ -125,7 +125,7 @@ class Renderer:
         # The separator keeps a token from being read across two messages.
         return self.encoder.is_suspect("\0".join([message["content"] for message in messages]))
 
-    def _careful(self, messages: list[Message], text: str, frame: Frame) -> Ids | RowError:
+    def _careful(self, messages: list[Message], text: str, frame: TemplateSkeleton) -> Ids | RowError:
         """A chat in which users wrote control tokens, or that the template wrote unlike others."""
         if not self._is_suspect(messages):
             return self._checked(self.encoder.controlled([text])[0], messages, frame)
@@ -133,7 +133,7 @@ class Renderer:
         marked: list[Message] = [{"role": turn["role"], "content": mark(turn["content"])} for turn in messages]
         return self._checked(self.encoder.marked(self._rendered(marked)), messages, frame)
 
-    def _checked(self, ids: Ids, messages: list[Message], frame: Frame) -> Ids | RowError:
+    def _checked(self, ids: Ids, messages: list[Message], frame: TemplateSkeleton) -> Ids | RowError:
         """The tokens, if all control tokens among them are the template's own."""
         found = self.encoder.control_ids(ids)
         if found == frame.control_ids:
@@ -163,16 +163,16 @@ class Renderer:
         ids = self.prompt([{"role": "user", "content": "x"}])
         return bool(self.encoder.control_ids(ids[-1:]))
 
-    def _frame(self, messages: list[Message]) -> Frame:
+    def _frame(self, messages: list[Message]) -> TemplateSkeleton:
         roles = tuple([message["role"] for message in messages])
         frame = self._frames.get(roles)
         if frame is None:
             if not messages:
                 raise InputError("a chat without messages")
-            if len(self._frames) == MAX_FRAMES:
+            if len(self._frames) == MAX_SKELETONS:
                 self._frames.clear()
             chat = self._with_system(messages)
-            frame = make_frame(self.template, self.encoder, chat, num_fixed=len(chat) - len(messages))
+            frame = make_skeleton(self.template, self.encoder, chat, num_fixed=len(chat) - len(messages))
             self._frames[roles] = frame
         return frame
 
@@ -191,7 +191,7 @@ def load_renderer(folder: Path) -> Renderer:
     Raises:
         InputError: the contract is missing or damaged, or the tokenizer is not the one it was made from.
     """
-    contract = Contract.load(folder / "contract.json")
+    contract = PromptContract.load(folder / "contract.json")
     tokenizer = AutoTokenizer.from_pretrained(folder)
     found = tokenizer_digest(tokenizer)
     if found != contract.tokenizer_digest:
@@ -213,4 +213,4 @@ def _examples(
         if isinstance(completion, RowError):
             return completion
         turns.append((prompt, completion))
-    return examples_of(row_id, turns)
+    return build_examples(row_id, turns)

@@ -22,8 +22,8 @@ from tokenizers import (
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from instruct_ray.data.rendering.contract import Message
+from instruct_ray.data.rendering.derive_contract import derive_renderer
 from instruct_ray.data.rendering.renderer import Renderer
-from instruct_ray.data.rendering.templates import make_renderer
 
 TEMPLATES = Path(__file__).parent / "templates"
 CORPUS = (
@@ -228,7 +228,7 @@ def user(text: str) -> list[Message]:
 
 def renderer_of(family: Family, folder: Path, system: str | None = None) -> Renderer:
     family.save(folder)
-    return make_renderer(folder, system)
+    return derive_renderer(folder, system)
 
 
 def slow(renderer: Renderer, chat: Sequence[Message]) -> list[int]:

@@ -9,9 +9,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from transformers import PreTrainedTokenizerFast
 
-from instruct_ray.data.rendering.contract import Contract, Message
+from instruct_ray.data.rendering.contract import Message, PromptContract
+from instruct_ray.data.rendering.derive_contract import derive_renderer
 from instruct_ray.data.rendering.renderer import Renderer, load_renderer
-from instruct_ray.data.rendering.templates import make_renderer
 from instruct_ray.errors import InputError
 
 CONTROL = ["<|im_start|>", "<|im_end|>", "<|endoftext|>"]
@@ -22,7 +22,7 @@ hostile = st.lists(
 
 @pytest.fixture(scope="module")
 def renderer(base_folder: Path) -> Renderer:
-    return make_renderer(base_folder, None)
+    return derive_renderer(base_folder, None)
 
 
 def user(text: str) -> list[Message]:
@@ -53,26 +53,26 @@ def test_instruction_and_input_are_laid_out(renderer: Renderer) -> None:
 
 
 def test_the_system_prompt_is_put_in_front_unless_the_chat_has_one(base_folder: Path) -> None:
-    renderer = make_renderer(base_folder, "Be brief.")
+    renderer = derive_renderer(base_folder, "Be brief.")
     own: list[Message] = [{"role": "system", "content": "Be long."}, *user("x")]
     assert "Be brief." in renderer.tokenizer.decode(renderer.prompt(user("x")))
     assert "Be brief." not in renderer.tokenizer.decode(renderer.prompt(own))
 
 
 def test_the_digest_follows_what_decides_tokens_only(base_folder: Path, renderer: Renderer) -> None:
-    assert make_renderer(base_folder, None).contract.digest == renderer.contract.digest
-    assert make_renderer(base_folder, "Be brief.").contract.digest != renderer.contract.digest
+    assert derive_renderer(base_folder, None).contract.digest == renderer.contract.digest
+    assert derive_renderer(base_folder, "Be brief.").contract.digest != renderer.contract.digest
     assert dataclasses.replace(renderer.contract, chat_template="x").digest != renderer.contract.digest
 
 
 def test_it_survives_disk_and_damage_is_seen(tmp_path: Path, renderer: Renderer) -> None:
     path = tmp_path / "contract.json"
     renderer.contract.save(path)
-    assert Contract.load(path) == renderer.contract
+    assert PromptContract.load(path) == renderer.contract
     values = json.loads(path.read_text())
     path.write_text(json.dumps(values | {"system_prompt": "other"}))
     with pytest.raises(InputError, match="does not match its recorded digest"):
-        Contract.load(path)
+        PromptContract.load(path)
 
 
 def test_another_tokenizer_is_refused(tmp_path: Path, renderer: Renderer, tokenizer: PreTrainedTokenizerFast) -> None:
@@ -111,7 +111,7 @@ OLD = {
 def test_a_contract_saved_by_an_earlier_version_keeps_its_digest(tmp_path: Path, later: dict[str, object]) -> None:
     path = tmp_path / "contract.json"
     path.write_text(json.dumps(OLD | later))
-    contract = Contract.load(path)
+    contract = PromptContract.load(path)
     assert contract.digest == OLD["digest"]
     assert dataclasses.replace(contract, strips_left="\n").digest != OLD["digest"]
 
@@ -130,9 +130,9 @@ def test_a_contract_saved_by_an_earlier_version_keeps_its_digest(tmp_path: Path,
 def test_what_is_no_contract_of_this_system_is_refused(tmp_path: Path, content: str, message: str) -> None:
     (tmp_path / "contract.json").write_text(content)
     with pytest.raises(InputError, match=message):
-        Contract.load(tmp_path / "contract.json")
+        PromptContract.load(tmp_path / "contract.json")
     with pytest.raises(InputError, match="no contract here"):
-        Contract.load(tmp_path / "elsewhere.json")
+        PromptContract.load(tmp_path / "elsewhere.json")
 
 
 def test_white_space_is_removed_as_the_contract_says(renderer: Renderer) -> None:

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from transformers import PreTrainedTokenizerFast
 
-from instruct_ray.data.rendering.templates import make_renderer
+from instruct_ray.data.rendering.derive_contract import derive_renderer
 from instruct_ray.errors import InputError
 from tests.data.rendering.families import byte_level, special
 
@@ -40,7 +40,7 @@ def test_templates_that_break_the_contract_are_refused(tmp_path: Path, template:
     tokenizer.chat_template = template
     tokenizer.save_pretrained(tmp_path)
     with pytest.raises(InputError, match=message) as refusal:
-        make_renderer(tmp_path, None)
+        derive_renderer(tmp_path, None)
     assert "\n" not in str(refusal.value)
 
 
@@ -48,11 +48,11 @@ def test_several_templates_and_none_to_stop_at_are_refused(tmp_path: Path) -> No
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=byte_level(special("<|im_end|>")))
     tokenizer.save_pretrained(tmp_path)
     with pytest.raises(InputError, match="neither a chat template nor an eos token"):
-        make_renderer(tmp_path, None)
+        derive_renderer(tmp_path, None)
     tokenizer.chat_template = {"default": TURN + ASK, "tool_use": TURN}
     tokenizer.save_pretrained(tmp_path)
     with pytest.raises(InputError, match="several chat templates"):
-        make_renderer(tmp_path, None)
+        derive_renderer(tmp_path, None)
 
 
 def test_a_template_that_drops_the_system_prompt_is_refused(tmp_path: Path) -> None:
@@ -61,6 +61,6 @@ def test_a_template_that_drops_the_system_prompt_is_refused(tmp_path: Path) -> N
     )
     tokenizer.chat_template = TURN.replace("messages %}", "messages if m['role'] != 'system' %}") + ASK
     tokenizer.save_pretrained(tmp_path)
-    assert make_renderer(tmp_path, None)
+    assert derive_renderer(tmp_path, None)
     with pytest.raises(InputError, match="leaves system messages out"):
-        make_renderer(tmp_path, "Be brief.")
+        derive_renderer(tmp_path, "Be brief.")

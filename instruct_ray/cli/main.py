@@ -1,0 +1,167 @@
+"""The `instruct-ray` command: one subcommand for each stage, and those that inspect a run or move an alias."""
+
+import json
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from instruct_ray.cli import ray_session
+from instruct_ray.config.load import load_config
+from instruct_ray.config.schema import Config
+from instruct_ray.errors import exit_codes
+
+STAGES, INSPECT, REGISTRY = "Stages, in order", "Inspect", "Registry"
+DEFAULT_PREVIEW_ROWS = 5
+
+app = typer.Typer(
+    name="instruct-ray",
+    help="Instruction tuning on Ray: triples go in, an endpoint that follows them comes out.",
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    suggest_commands=True,
+)
+ConfigFile = Annotated[Path, typer.Option("--config", help="YAML file; examples are in jobs/configs.")]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Argument(metavar="[SECTION.KEY=VALUE]...", help="Values that replace the file's.", show_default=False),
+]
+
+
+@app.command(rich_help_panel=STAGES)
+def prepare(config: ConfigFile, overrides: Overrides = None) -> None:
+    """Read, check, split, tokenize and pack the triples."""
+    from instruct_ray.cli.stages.prepare import run_prepare  # noqa: PLC0415  (each command loads its own libraries)
+
+    _run(run_prepare, config, overrides)
+
+
+@app.command(rich_help_panel=STAGES)
+def tune(config: ConfigFile, overrides: Overrides = None) -> None:
+    """Train the packs and export the model. Rerun it to resume."""
+    from instruct_ray.cli.stages.tune import run_tune  # noqa: PLC0415
+
+    _run(run_tune, config, overrides)
+
+
+@app.command(rich_help_panel=STAGES)
+def evaluate(config: ConfigFile, overrides: Overrides = None) -> None:
+    """Compare the tuned model with its base on the held-out rows."""
+    from instruct_ray.cli.stages.evaluate import run_evaluate  # noqa: PLC0415
+
+    _run(run_evaluate, config, overrides)
+
+
+@app.command(rich_help_panel=STAGES)
+def register(config: ConfigFile, overrides: Overrides = None) -> None:
+    """Register the tuned model as a version in MLflow."""
+    from instruct_ray.cli.stages.register import run_register  # noqa: PLC0415
+
+    _run(run_register, config, overrides)
+
+
+@app.command(rich_help_panel=STAGES)
+def serve(config: ConfigFile, overrides: Overrides = None) -> None:
+    """Serve the version that the alias names over an OpenAI-compatible API."""
+    from instruct_ray.cli.stages.serve import run_serve  # noqa: PLC0415
+
+    _run(run_serve, config, overrides)
+
+
+@app.command(rich_help_panel=STAGES)
+def generate(
+    config: ConfigFile,
+    input: Annotated[str, typer.Option(help="Rows to answer, as an entry of data.sources: a path or {path: ...}.")],
+    output: Annotated[Path, typer.Option(help="Folder for the answers, visible from every node.")],
+    model: Annotated[
+        str | None, typer.Option(help="Model folder or models:/NAME@ALIAS; the run's tuned model by default.")
+    ] = None,
+    overrides: Overrides = None,
+) -> None:
+    """Answer a file of rows without an endpoint. Rerun it to resume."""
+    from instruct_ray.cli.stages.generate import run_generate  # noqa: PLC0415
+
+    source = input if input.startswith("{") else json.dumps(input)
+    all_overrides = [*(overrides or ()), f"data.sources=[{source}]"]
+    _run(lambda loaded: run_generate(loaded, model, output.absolute()), config, all_overrides)
+
+
+@app.command(rich_help_panel=INSPECT)
+def preview(
+    config: ConfigFile,
+    overrides: Overrides = None,
+    num_rows: Annotated[int, typer.Option("-n", "--num-rows", help="Rows to show.")] = DEFAULT_PREVIEW_ROWS,
+) -> None:
+    """Show rows as the model will see them, and how they are packed."""
+    from instruct_ray.cli.inspect import run_preview  # noqa: PLC0415
+
+    with exit_codes():
+        run_preview(load_config(config, overrides or ()), num_rows)
+
+
+@app.command(rich_help_panel=INSPECT)
+def doctor(
+    config: ConfigFile,
+    overrides: Overrides = None,
+    timed: Annotated[bool, typer.Option("--timed", help="Also time a few training steps of a short copy.")] = False,
+) -> None:
+    """Check placement, memory, storage, disk and packs before training; exits with 2 if it can't work."""
+    from instruct_ray.cli.inspect import run_doctor  # noqa: PLC0415
+
+    _run(lambda loaded: run_doctor(loaded, is_timed=timed), config, overrides)
+
+
+@app.command(rich_help_panel=INSPECT)
+def drill(config: ConfigFile, overrides: Overrides = None) -> None:
+    """Kill a worker during a short copy of the run; exits with 1 if rows or weights differ."""
+    from instruct_ray.cli.inspect import run_drill  # noqa: PLC0415
+
+    _run(run_drill, config, overrides)
+
+
+@app.command(rich_help_panel=INSPECT)
+def schema() -> None:
+    """Print the JSON schema of the config file, for editors."""
+    print(json.dumps(Config.model_json_schema(), indent=2))
+
+
+@app.command(rich_help_panel=REGISTRY)
+def promote(version: Annotated[str, typer.Argument(help="Number of the version.")], config: ConfigFile) -> None:
+    """Point the alias to a version."""
+    from instruct_ray.cli.stages.register import run_promote  # noqa: PLC0415
+
+    with exit_codes():
+        run_promote(load_config(config), version)
+
+
+@app.command(rich_help_panel=REGISTRY)
+def rollback(config: ConfigFile) -> None:
+    """Point the alias to the version it named before."""
+    from instruct_ray.cli.stages.register import run_rollback  # noqa: PLC0415
+
+    with exit_codes():
+        run_rollback(load_config(config))
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Entry point of `instruct-ray`."""
+    app(args=None if arguments is None else list(arguments), prog_name="instruct-ray")
+
+
+def run_job(stage: str) -> None:
+    """Entry point of `python -m jobs.STAGE`: the same as `instruct-ray STAGE`."""
+    main([stage, *sys.argv[1:]])
+
+
+def _run(stage: Callable[[Config], None], config_file: Path, overrides: Sequence[str] | None) -> None:
+    """Load the config, run a stage that uses Ray, and end with its exit code."""
+    ray_session.silence_libraries()
+    with exit_codes():
+        config = load_config(config_file, overrides or ())
+        try:
+            stage(config)
+        finally:
+            ray_session.shut_down_ray()

@@ -1,0 +1,85 @@
+"""A run as a stage finds it: its folder, base model, renderer and packs, each resolved once and handed on from here."""
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, Literal
+
+from instruct_ray.base_model.hf_config import load_hf_config
+from instruct_ray.base_model.record import check_base_unchanged
+from instruct_ray.base_model.resolve import BaseModelInfo, resolve_base_model
+from instruct_ray.config.schema import Config
+from instruct_ray.data.packs.dataset import PackedDataset, find_packs
+from instruct_ray.data.rendering.derive_contract import resolve_renderer
+from instruct_ray.data.rendering.renderer import Renderer
+from instruct_ray.run.folder import RunFolder
+from instruct_ray.run.frozen import check_config_unchanged, freeze_config
+
+Stage = Literal["prepare", "tune", "evaluate", "register"]
+# The config sections that decide a stage's result: an earlier stage's stay frozen for the later ones.
+SECTIONS: dict[Stage, tuple[str, ...]] = {
+    "prepare": ("run", "data", "model"),
+    "tune": ("run", "data", "model", "train"),
+    "evaluate": ("run", "data", "model", "train", "evidence"),
+    "register": ("run", "data", "model", "train", "evidence", "registry"),
+}
+
+
+@dataclass(frozen=True)
+class OpenRun:
+    """What a stage needs of its run; each part is resolved when it is first used."""
+
+    config: Config
+    stage: Stage
+
+    @cached_property
+    def folder(self) -> RunFolder:
+        """The paths of the run."""
+        return RunFolder.from_config(self.config)
+
+    @cached_property
+    def base_model(self) -> BaseModelInfo:
+        """The base model on disk.
+
+        Raises:
+            InputError: it can't be found, or it is not the one that the run began with.
+        """
+        base_model = resolve_base_model(self.config)
+        check_base_unchanged(self.config, base_model)
+        return base_model
+
+    @cached_property
+    def hf_config(self) -> Any:
+        """The transformers configuration of the base model."""
+        return load_hf_config(self.base_model.folder)
+
+    @cached_property
+    def renderer(self) -> Renderer:
+        """The renderer of the base model's chats.
+
+        Raises:
+            InputError: its chat template can't be used.
+        """
+        return resolve_renderer(self.base_model, self.config.data.system_prompt)
+
+    @cached_property
+    def packs(self) -> PackedDataset:
+        """The prepared packs.
+
+        Raises:
+            InputError: there are none yet.
+        """
+        return find_packs(self.folder)
+
+    def freeze(self) -> None:
+        """Bind the run to the config sections of the stage, once something has been made from them."""
+        freeze_config(self.config, *SECTIONS[self.stage])
+
+
+def open_run(config: Config, stage: Stage) -> OpenRun:
+    """Open a run for a stage.
+
+    Raises:
+        InputError: its config differs from the one that an earlier stage froze.
+    """
+    check_config_unchanged(config, *SECTIONS[stage])
+    return OpenRun(config, stage)

@@ -1,0 +1,89 @@
+"""driver: a short copy of a run. A few steps over its first packs, in a folder beside the run's that is removed after."""
+
+import json
+import shutil
+import statistics
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from instruct_ray.config.schema import Config
+from instruct_ray.data.open_run import OpenRun
+from instruct_ray.data.packs.dataset import PackedDataset
+from instruct_ray.data.packs.plan import BatchPlan
+from instruct_ray.run.folder import RunFolder
+from instruct_ray.training.driver.build_spec import build_plan, build_worker_spec
+from instruct_ray.training.driver.launch import run_ray_train
+from instruct_ray.training.worker.outcome import Ending
+from instruct_ray.training.worker.spec import PACKING_CHECK_FILE
+
+NUM_STEPS = 8
+# Steps that are not timed: the first ones allocate memory and choose kernels.
+NUM_WARM_UP_STEPS = 3
+# A checkpoint at the last step only.
+NEVER = 10**9
+
+
+@dataclass(frozen=True)
+class StepTiming:
+    """How long the steps of a run take."""
+
+    seconds: float
+    """Of one step; the median."""
+    num_timed: int
+    num_steps: int
+    """Of the whole run."""
+
+    @property
+    def total_seconds(self) -> float:
+        """Expected seconds of all the run's steps."""
+        return self.seconds * self.num_steps
+
+
+def time_steps(run: OpenRun, status: Callable[[str], None]) -> StepTiming:
+    """Train and export a short copy of a run on the connected cluster, with the run's own workers.
+
+    Raises:
+        InputError: the packs are not prepared, or the base model can't be trained on them.
+        RuntimeError: training failed.
+    """
+    plan = trial_plan(run.config, run.packs)
+    train = run.config.train.model_copy(update={"checkpoint_every": NEVER, "max_failures": 0, "validation": None})
+    with temporary_run(run.folder, "timed") as folder:
+        folder.path.mkdir()
+        copy_packing_check(run.folder.path, folder.path)
+        spec = build_worker_spec(run, run.config.model_copy(update={"train": train}), folder, plan)
+        status(f"timing {plan.num_steps} steps of {train.max_workers} worker(s)")
+        outcome = run_ray_train(train, folder, spec)
+        if outcome.ending is not Ending.FINISHED:
+            raise RuntimeError(f"training stopped: {outcome.reason}")
+        records = [json.loads(line) for line in folder.metrics_file.read_text().splitlines()]
+    seconds = [record["seconds"] for record in records[NUM_WARM_UP_STEPS:]]
+    return StepTiming(statistics.median(seconds), len(seconds), build_plan(run.config, run.packs).num_steps)
+
+
+def trial_plan(config: Config, packs: PackedDataset) -> BatchPlan:
+    """A plan like the run's own over its first packs, of NUM_STEPS steps or a few more."""
+    packs_per_step = build_plan(config, packs).packs_per_step
+    num_packs = min(packs.num_packs, NUM_STEPS * packs_per_step)
+    steps_per_epoch = -(-num_packs // packs_per_step)
+    return BatchPlan((num_packs,), packs_per_step, -(-NUM_STEPS // steps_per_epoch), config.run.seed)
+
+
+@contextmanager
+def temporary_run(run_folder: RunFolder, purpose: str) -> Iterator[RunFolder]:
+    """A folder for copies of a run, removed when the block ends."""
+    own = run_folder.path
+    folder = own.with_name(f"{own.name}.{purpose}-{uuid.uuid4().hex[:8]}")
+    try:
+        yield RunFolder(folder)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def copy_packing_check(source: Path, folder: Path) -> None:
+    """Take over the packing check of the run or of an earlier copy, so that it is not made again."""
+    if (source / PACKING_CHECK_FILE).is_file():
+        shutil.copy(source / PACKING_CHECK_FILE, folder)

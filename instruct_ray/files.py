@@ -1,0 +1,62 @@
+"""Files: written whole or not at all, appended to as JSON lines, and known by their digest."""
+
+import hashlib
+import json
+import os
+import shutil
+import uuid
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+
+def atomic_write_json(path: Path, value: Any) -> None:
+    """Write JSON; at any moment the file is either the old one or the complete new one."""
+    atomic_write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+
+
+def atomic_write_text(path: Path, text: str) -> None:
+    """Write text; at any moment the file is either the old one or the complete new one."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = _temporary_path(path)
+    with temporary.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
+
+
+@contextmanager
+def atomic_directory(path: Path) -> Iterator[Path]:
+    """Yield a temporary folder. It is renamed to `path` when the block succeeds and removed when it raises."""
+    temporary = _temporary_path(path)
+    new_parents = [parent for parent in path.parents if not parent.exists()]
+    temporary.mkdir(parents=True)
+    try:
+        yield temporary
+        shutil.rmtree(path, ignore_errors=True)
+        temporary.replace(path)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+        with suppress(OSError):
+            for parent in new_parents:
+                # Fails for a folder that is not empty, which stays.
+                parent.rmdir()
+
+
+def append_json_line(path: Path, values: Mapping[str, Any]) -> None:
+    """Append one line of JSON."""
+    with path.open("a", encoding="utf-8") as file:
+        file.write(json.dumps(values, ensure_ascii=False) + "\n")
+
+
+def sha256_file(path: Path) -> str:
+    """sha256 of a file's content, in hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _temporary_path(path: Path) -> Path:
+    """A unique name beside `path`; a process id is not unique among the machines that share the folder."""
+    return path.with_name(f".{path.name}.{uuid.uuid4().hex[:12]}")

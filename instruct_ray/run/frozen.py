@@ -1,0 +1,129 @@
+"""The config that a run is bound to: frozen by the first stage that uses it, compared by every later one."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel
+from pydantic_core import to_jsonable_python
+
+from instruct_ray.config.schema import Config
+from instruct_ray.errors import InputError
+from instruct_ray.files import atomic_write_json
+from instruct_ray.run.folder import RunFolder
+
+# These may change when a run continues: how it is carried out, and where its sources are, which are identified by their
+# content.
+RESUME_SAFE_KEYS = frozenset(
+    {
+        "data.sources",
+        "train.num_workers",
+        "train.cpus_per_worker",
+        "train.use_gpu",
+        "train.offload.optimizer",
+        "train.offload.parameters",
+        "train.wait_for_nodes",
+        "train.max_failures",
+        "train.checkpoint_every",
+        "train.num_checkpoints",
+        "train.max_nonfinite_steps",
+        "train.validation.num_cpus",
+        "train.validation.num_gpus",
+        "train.loss_spike",
+        "train.loss_spike.factor",
+        "train.loss_spike.num_steps",
+        "train.loss_spike.window",
+    }
+)
+
+
+def check_config_unchanged(config: Config, *sections: str) -> None:
+    """Refuse config sections that differ from those an earlier stage of the run froze.
+
+    An option that did not exist when the run began counts as frozen at its default.
+
+    Raises:
+        InputError: names the keys with both values.
+    """
+    frozen, current = _read_frozen(config), _sections(config, sections)
+    changed = [
+        f"{key} was {_lookup(frozen, key)!r}, now {_lookup(current, key)!r}"
+        for section in sorted(current.keys() & frozen.keys())
+        for key in _differing_keys(section, frozen[section], current[section])
+        if key not in RESUME_SAFE_KEYS
+    ]
+    if changed:
+        raise InputError(
+            f"run {config.run.name} in {config.run.storage} was made with another config ({'; '.join(changed)}); "
+            "use another run.name or the old values"
+        )
+
+
+def freeze_config(config: Config, *sections: str) -> None:
+    """Bind a run to these config sections, once something has been made from them.
+
+    Raises:
+        InputError: as `check_config_unchanged`.
+    """
+    check_config_unchanged(config, *sections)
+    atomic_write_json(_frozen_file(config), _read_frozen(config) | _sections(config, sections))
+
+
+def read_frozen_section(config: Config, section: str) -> dict[str, Any] | None:
+    """A section as an earlier stage froze it, options unknown to that stage at their defaults; None if it did not."""
+    return _read_frozen(config).get(section)
+
+
+def _frozen_file(config: Config) -> Path:
+    return RunFolder.from_config(config).path / "config.json"
+
+
+def _read_frozen(config: Config) -> dict[str, Any]:
+    path = _frozen_file(config)
+    values: dict[str, Any] = json.loads(path.read_text()) if path.is_file() else {}
+    for name in values:
+        section = dict(config).get(name)
+        if isinstance(section, BaseModel):
+            values[name] = _fill_defaults(type(section), values[name], section)
+    # A run that is moved as a whole is the same run.
+    values.get("run", {}).pop("storage", None)
+    return values
+
+
+def _fill_defaults(schema: type[BaseModel], values: dict[str, Any], current: BaseModel) -> dict[str, Any]:
+    """The values with each missing option at its default, in nested sections too.
+
+    `current` tells the schema of a nested section; one that is None now has no schema, and none is needed: the section
+    differs as a whole.
+    """
+    filled = {
+        name: to_jsonable_python(field.get_default(call_default_factory=True))
+        for name, field in schema.model_fields.items()
+        if not field.is_required()
+    } | values
+    for name, value in filled.items():
+        nested = vars(current).get(name)
+        if isinstance(value, dict) and isinstance(nested, BaseModel):
+            filled[name] = _fill_defaults(type(nested), value, nested)
+    return filled
+
+
+def _sections(config: Config, names: tuple[str, ...]) -> dict[str, Any]:
+    values = config.model_dump(mode="json", include=set(names))
+    values.get("run", {}).pop("storage", None)
+    return values
+
+
+def _differing_keys(key: str, old: Any, new: Any) -> Iterator[str]:
+    if isinstance(old, dict) and isinstance(new, dict):
+        for name in sorted(old.keys() | new.keys()):
+            yield from _differing_keys(f"{key}.{name}", old.get(name), new.get(name))
+    elif old != new:
+        yield key
+
+
+def _lookup(values: Any, key: str) -> Any:
+    for part in key.split("."):
+        values = values.get(part) if isinstance(values, dict) else None
+    return values

@@ -1,0 +1,141 @@
+"""driver: packs -> model. Checks the run, trains it with Ray Train, and assembles the model folder."""
+
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from instruct_ray.base_model.record import record_base
+from instruct_ray.config.schema import Config
+from instruct_ray.data.open_run import OpenRun, open_run
+from instruct_ray.run.events import RunEvents
+from instruct_ray.run.folder import MODEL_METADATA_FILE
+from instruct_ray.run.lock import run_lock
+from instruct_ray.tracking.jsonl_tail import follow_jsonl
+from instruct_ray.tracking.tracked_run import TrackedRun, finish_pending_upload
+from instruct_ray.training.capacity.checks import check_capacity, raise_if_failed
+from instruct_ray.training.capacity.findings import CheckInput, Finding
+from instruct_ray.training.capacity.model_sizer import ModelSizer
+from instruct_ray.training.checkpoint.recovery import delete_unreferenced, recover_checkpoint_dir
+from instruct_ray.training.driver.build_spec import build_plan, build_worker_spec
+from instruct_ray.training.driver.launch import run_ray_train
+from instruct_ray.training.driver.model_folder import assemble_model_dir
+from instruct_ray.training.driver.pending_workers import report_pending_workers
+from instruct_ray.training.driver.progress import Progress
+from instruct_ray.training.driver.signals import run_in_thread, stop_on_signal
+from instruct_ray.training.validation.task import EvalFn
+from instruct_ray.training.worker.outcome import Ending
+from instruct_ray.training.worker.spec import WorkerSpec
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class TuneResult:
+    """A tuned model on disk."""
+
+    folder: Path
+    already_done: bool
+
+
+def tune(
+    config: Config, status: Callable[[str], None], start_ray: Callable[[], None], eval_fn: EvalFn | None = None
+) -> TuneResult:
+    """Train to the end of the plan, resuming from the newest checkpoint if there is one, and export the model.
+
+    `start_ray` is called once the input is known to be good; `eval_fn` evaluates a checkpoint for `train.validation`.
+
+    Raises:
+        InputError: the packs are not prepared, the config changed since the run began, or the cluster can't hold it.
+        RuntimeError: training failed more than `train.max_failures` times.
+    """
+    run = open_run(config, "tune")
+    if (run.folder.model_dir / MODEL_METADATA_FILE).is_file():
+        finish_pending_upload(config, logger.warning)
+        return TuneResult(run.folder.model_dir, already_done=True)
+    plan = build_plan(config, run.packs)
+    with run_lock(run.folder.path):
+        spec = build_worker_spec(run, config, run.folder, plan)
+        recovered = recover_checkpoint_dir(run.folder.ray_train_dir)
+        _check_cluster(run, spec, status, start_ray)
+        # Not before: the config of a run that was refused may still be changed.
+        run.freeze()
+        record_base(config, run.base_model)
+        for problem in recovered:
+            logger.warning("%s; resuming from the newest intact checkpoint", problem)
+        mlflow_run_id = _train(run, spec, status, eval_fn)
+        assemble_model_dir(run, spec, mlflow_run_id)
+    return TuneResult(run.folder.model_dir, already_done=False)
+
+
+def _check_cluster(
+    run: OpenRun, spec: WorkerSpec, status: Callable[[str], None], start_ray: Callable[[], None]
+) -> None:
+    """Refuse what the cluster can't do, and log what the user should know."""
+    train = run.config.train
+    sizer = ModelSizer.from_packs(run.hf_config, spec.packing_incompatibility, run.packs, train)
+    start_ray()
+    status("checking the cluster")
+    findings = check_capacity(CheckInput(run.folder.path, spec.lora, train, sizer))
+    raise_if_failed(findings)
+    _log_warnings(findings)
+
+
+def _train(run: OpenRun, spec: WorkerSpec, status: Callable[[str], None], eval_fn: EvalFn | None) -> str | None:
+    """Train to the end while MLflow and the status line follow; returns the MLflow run's id, None if there is none.
+
+    Raises:
+        RuntimeError: training failed.
+        KeyboardInterrupt, SystemExit: a signal stopped it, after a checkpoint.
+    """
+    train = run.config.train
+    workers = f"{train.min_workers} to {train.max_workers}" if train.is_elastic else train.num_workers
+    status(f"starting {workers} worker(s), ZeRO-{train.zero_stage}")
+    tracked = TrackedRun(run.config, logger.warning)
+    tracked.start()
+    events = RunEvents(spec.events_file)
+    final_status = "FAILED"
+    try:
+        with (
+            stop_on_signal(spec.stop_file, status) as request,
+            report_pending_workers(spec.metrics_file, train, status),
+            follow_jsonl(spec.metrics_file, _on_step(status, events)),
+        ):
+            outcome = run_in_thread(lambda: run_ray_train(train, run.folder, spec, eval_fn))
+            if outcome.ending is Ending.INTERRUPTED:
+                request.reraise()
+        if outcome.ending is Ending.FAILED:
+            raise RuntimeError(f"training stopped: {outcome.reason}")
+        delete_unreferenced(run.folder.ray_train_dir)
+        final_status = "FINISHED"
+    except (KeyboardInterrupt, SystemExit):
+        final_status = "KILLED"
+        raise
+    finally:
+        tracked.finish(final_status)
+        _log_events(events)
+    return tracked.id
+
+
+def _log_warnings(findings: Sequence[Finding]) -> None:
+    for finding in findings:
+        if finding.verdict == "warning":
+            logger.warning("%s: %s", finding.check, finding.message)
+
+
+def _log_events(events: RunEvents) -> None:
+    """To the log, where no status line overwrites them."""
+    for message in events.read_new():
+        logger.warning("%s", message)
+
+
+def _on_step(status: Callable[[str], None], events: RunEvents) -> Callable[[dict[str, Any]], None]:
+    """What is done with each new line of the metrics."""
+    progress = Progress()
+
+    def on_step(record: dict[str, Any]) -> None:
+        _log_events(events)
+        status(progress.line(record))
+
+    return on_step

@@ -1,0 +1,129 @@
+"""worker, all ranks: the train loop that Ray Train runs. Restores, trains to the end of the plan, exports."""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import ray.train
+import ray.train.torch
+
+from instruct_ray.base_model.hf_config import load_hf_config
+from instruct_ray.data.packs.dataset import PackedDataset
+from instruct_ray.data.packs.plan import BatchPlan
+from instruct_ray.data.packs.stream import stream_packs
+from instruct_ray.data.packs.tree import Pack
+from instruct_ray.errors import InputError
+from instruct_ray.training.checkpoint.checkpointer import Checkpointer
+from instruct_ray.training.distributed.collectives import broadcast_object
+from instruct_ray.training.distributed.engine import DeepSpeedEngine
+from instruct_ray.training.export.exporter import Exporter, export_format
+from instruct_ray.training.model.load import DTYPES, load_model
+from instruct_ray.training.model.packing_check import resolve_packing_mode
+from instruct_ray.training.validation.task import EvalFn
+from instruct_ray.training.validation.validator import Validator
+from instruct_ray.training.worker.loss_spikes import LossSpikeDetector
+from instruct_ray.training.worker.mfu import MfuMeter
+from instruct_ray.training.worker.outcome import Action, Ending, TrainOutcome
+from instruct_ray.training.worker.preemption import PreemptionMonitor
+from instruct_ray.training.worker.run_log import RunLog
+from instruct_ray.training.worker.spec import WorkerSpec
+from instruct_ray.training.worker.step import make_loss_fn
+from instruct_ray.training.worker.system_metrics import record_system_metrics
+from instruct_ray.training.worker.trainer import WorkerTrainer
+
+# (packs folder, plan, first step, rank, number of ranks) -> the rank's packs, step by step.
+PackReader = Callable[[Path, BatchPlan, int, int, int], Iterator[list[Pack]]]
+
+
+def train_loop_per_worker(config: dict[str, Any]) -> TrainOutcome:
+    """What Ray Train runs on every worker; `config` holds a `worker_spec` and an `eval_fn`."""
+    return run_worker(WorkerSpec.model_validate(config["worker_spec"]), stream_packs, config["eval_fn"])
+
+
+def run_worker(spec: WorkerSpec, read_packs: PackReader, eval_fn: EvalFn | None) -> TrainOutcome:
+    """Train on this rank's share of every step of the plan, and export the model.
+
+    What another attempt would only meet again is returned as a failed outcome and not raised: Ray would restart it.
+    """
+    try:
+        trainer = _build_trainer(spec, read_packs, eval_fn)
+    except InputError as error:
+        # All ranks meet the same.
+        return TrainOutcome(Ending.FAILED, str(error))
+    with record_system_metrics(_system_metrics_file(spec)):
+        decision = trainer.run()
+    if decision.action is Action.INTERRUPT:
+        return TrainOutcome(Ending.INTERRUPTED)
+    if decision.action is Action.FAIL:
+        return TrainOutcome(Ending.FAILED, decision.reason)
+    if trainer.validator:
+        trainer.validator.finish()
+    exported = trainer.exporter.export(trainer.engine)
+    return TrainOutcome(Ending.FAILED, exported.problem) if exported.problem else TrainOutcome(Ending.FINISHED)
+
+
+def _system_metrics_file(spec: WorkerSpec) -> Path | None:
+    """Where one worker of each node records its load."""
+    context = ray.train.get_context()
+    name = f"system-{context.get_node_rank()}.jsonl"
+    return spec.metrics_file.with_name(name) if context.get_local_rank() == 0 else None
+
+
+def _build_trainer(spec: WorkerSpec, read_packs: PackReader, eval_fn: EvalFn | None) -> WorkerTrainer:
+    """Build the trainer, restored from the newest checkpoint if there is one."""
+    context, device = ray.train.get_context(), ray.train.torch.get_device()
+    rank, world_size = context.get_world_rank(), context.get_world_size()
+    hf_config, dtype = load_hf_config(spec.base_dir), DTYPES[spec.train.precision]
+    contract_digest = PackedDataset.open(spec.packs_dir).manifest["contract_digest"]
+    checkpointer = Checkpointer(spec.checkpoint_dir, contract_digest, rank, world_size, device)
+    resume_point = checkpointer.find_resume_point(spec.train.zero_stage)
+    # First of all: the first packs are read while the model is loaded.
+    packs = read_packs(spec.packs_dir, spec.plan, resume_point.step, rank, world_size)
+    # Before there is an engine: the check loads some of the base model's layers once more.
+    check = resolve_packing_mode(
+        spec.base_dir, hf_config, spec.packs_dir, spec.packing_incompatibility, spec.packing_check_file, device
+    )
+    attn_implementation, seed = check.attn_implementation, spec.plan.seed
+    engine = DeepSpeedEngine(
+        spec.train,
+        spec.plan.packs_per_rank(world_size),
+        world_size,
+        lambda: load_model(spec.base_dir, spec.lora, spec.train, dtype, seed, attn_implementation, spec.adapter_dir),
+        is_universal=resume_point.is_universal,
+    )
+    checkpointer.restore(engine, resume_point)
+    log = RunLog(spec, MfuMeter(engine.model, device, spec.train.precision, world_size), is_writer=rank == 0)
+    log.log_start(check, resume_point)
+    validator = Validator(spec.validation, eval_fn, rank, device) if spec.validation and eval_fn else None
+    if validator:
+        validator.resume(spec.checkpoint_dir, resume_point.step, spec.is_checkpoint_due)
+    loss_spike = spec.train.loss_spike
+    return WorkerTrainer(
+        spec=spec,
+        packs=packs,
+        first_step=resume_point.step,
+        engine=engine,
+        loss_fn=make_loss_fn(hf_config, check, dtype),
+        checkpointer=checkpointer,
+        exporter=_build_exporter(spec, hf_config, attn_implementation, rank),
+        validator=validator,
+        # Rank 0 reads for all, so that all ranks see the same losses.
+        spikes=LossSpikeDetector(loss_spike, broadcast_object(log.losses(), device)) if loss_spike else None,
+        log=log,
+        preemption=PreemptionMonitor(rank),
+        rank=rank,
+    )
+
+
+def _build_exporter(spec: WorkerSpec, hf_config: Any, attn_implementation: str, rank: int) -> Exporter:
+    return Exporter(
+        base_dir=spec.base_dir,
+        hf_config=hf_config,
+        packs_dir=spec.packs_dir,
+        weights_dir=spec.weights_dir,
+        check_file=spec.export_check_file,
+        format=export_format(spec.lora),
+        attn_implementation=attn_implementation,
+        is_quantized=spec.lora is not None and spec.lora.quantize is not None,
+        rank=rank,
+    )

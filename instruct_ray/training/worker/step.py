@@ -1,0 +1,132 @@
+"""worker, all ranks: some packs -> one optimizer step, and what it did over all ranks."""
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from instruct_ray.data.packs.tree import Pack
+from instruct_ray.training.distributed.collectives import gather_objects
+from instruct_ray.training.distributed.engine import DeepSpeedEngine
+from instruct_ray.training.model.loss import pack_loss
+from instruct_ray.training.model.packing_check import PackingCheck
+from instruct_ray.training.model.padded import num_padded_tokens, padded_loss
+from instruct_ray.training.model.requirements import aux_loss_coef
+from instruct_ray.training.model.tree_mask import MaskLayout
+
+# P = packs of this rank in the step
+
+# (summed loss, tokens computed) of a pack.
+PackLossFn = Callable[[nn.Module, Pack, torch.device], tuple[Tensor, int]]
+# Of a step that is skipped.
+MAX_NAMED_ROWS = 20
+
+
+@dataclass(frozen=True)
+class LocalStep:
+    """One rank's share of a step, before the ranks have told each other."""
+
+    packs: list[Pack]
+    losses_P: Tensor
+    """Summed loss of each pack, float64."""
+    num_computed_tokens: int
+
+    def sums(self) -> dict[str, float | Tensor]:
+        """What is added up over all ranks."""
+        return {
+            "loss": self.losses_P.sum(),
+            "num_tokens": sum(pack["num_tokens"] for pack in self.packs),
+            "num_computed_tokens": self.num_computed_tokens,
+            "num_examples": sum(len(pack["row_ids"]) for pack in self.packs),
+        }
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """What one step did, over all ranks."""
+
+    loss: float
+    """Mean over its target tokens, in nats."""
+    grad_norm: float
+    """Over all parameters, before clipping."""
+    num_tokens: int
+    num_computed_tokens: int
+    num_examples: int
+    was_applied: bool
+    """False where loss or gradient is non-finite: weights and optimizer are as before."""
+    nonfinite_row_ids: tuple[str, ...]
+    """The first rows of the packs that made it so."""
+
+    def skip_message(self, step: int) -> str:
+        """Why the step was skipped."""
+        return (
+            f"step {step} skipped: loss {self.loss:.4g}, gradient norm {self.grad_norm:.4g}, rows "
+            f"{', '.join(self.nonfinite_row_ids)}; check these rows, or lower train.learning_rate"
+        )
+
+    def record(self) -> dict[str, float | bool | None]:
+        """For `metrics.jsonl`; JSON has no NaN."""
+        return {
+            "loss": self.loss if math.isfinite(self.loss) else None,
+            "grad_norm": self.grad_norm if math.isfinite(self.grad_norm) else None,
+            "num_tokens": self.num_tokens,
+            "num_computed_tokens": self.num_computed_tokens,
+            "examples": self.num_examples,
+            "was_applied": self.was_applied,
+        }
+
+
+def make_loss_fn(hf_config: Any, check: PackingCheck, dtype: torch.dtype) -> PackLossFn:
+    """The loss of a pack, computed as the packing check decided: packed, or each example padded."""
+    if check.is_packed:
+        layout = MaskLayout.from_hf_config(hf_config, check.attn_implementation, dtype)
+        return lambda model, pack, device: (pack_loss(model, pack, device, layout), len(pack["input_ids"]))
+    coef = aux_loss_coef(hf_config)
+    return lambda model, pack, device: (padded_loss(model, pack, device, coef), num_padded_tokens(pack))
+
+
+def train_step(
+    engine: DeepSpeedEngine, loss_fn: PackLossFn, packs: list[Pack], num_target_tokens: int, learning_rate: float
+) -> LocalStep:
+    """Forward and backward passes of this rank's packs, and the update.
+
+    The loss is the sum over the target tokens of the step on all ranks, divided by their number `num_target_tokens`.
+    """
+    losses: list[Tensor] = []
+    num_computed_tokens = 0
+    for pack in packs:
+        loss_sum, num_computed = loss_fn(engine.model, pack, engine.device)
+        engine.backward(loss_sum / num_target_tokens)
+        engine.step(learning_rate)
+        # Read after the last pack: until then nothing waits for the device.
+        losses.append(loss_sum.detach())
+        num_computed_tokens += num_computed
+    return LocalStep(packs, torch.stack(losses).double(), num_computed_tokens)
+
+
+def summarize_step(
+    engine: DeepSpeedEngine, local: LocalStep, totals: Mapping[str, float], num_target_tokens: int
+) -> StepResult:
+    """The result of a step from the sums over all ranks."""
+    row_ids = [] if engine.was_applied else _find_nonfinite_rows(local, totals["loss"])
+    return StepResult(
+        loss=totals["loss"] / num_target_tokens,
+        grad_norm=engine.grad_norm,
+        num_tokens=int(totals["num_tokens"]),
+        num_computed_tokens=int(totals["num_computed_tokens"]),
+        num_examples=int(totals["num_examples"]),
+        was_applied=engine.was_applied,
+        nonfinite_row_ids=tuple(row_ids[:MAX_NAMED_ROWS]),
+    )
+
+
+def _find_nonfinite_rows(local: LocalStep, total_loss: float) -> list[str]:
+    """Rows of the packs whose loss is non-finite; of all packs if only a gradient is."""
+    is_loss_finite = math.isfinite(total_loss)
+    losses = local.losses_P.tolist()
+    bad = [pack for pack, loss in zip(local.packs, losses, strict=True) if is_loss_finite or not math.isfinite(loss)]
+    row_ids = [row_id for pack in bad for row_id in pack["row_ids"]]
+    return sorted({row_id for rank_ids in gather_objects(row_ids[:MAX_NAMED_ROWS]) for row_id in rank_ids})

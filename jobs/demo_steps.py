@@ -1,0 +1,180 @@
+"""What the demo runs and shows: the stages in order, and one question before and after tuning."""
+
+import json
+import os
+import shlex
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from langchain_core.prompts import PromptTemplate
+from langchain_openai import ChatOpenAI
+from rich.console import Console
+
+from instruct_ray.base_model.resolve import resolve_base_model
+from instruct_ray.cli import ray_session
+from instruct_ray.cli.stages.evaluate import run_evaluate
+from instruct_ray.cli.stages.prepare import run_prepare
+from instruct_ray.cli.stages.register import browse_command, run_register
+from instruct_ray.cli.stages.serve import start_endpoint
+from instruct_ray.cli.stages.tune import run_tune
+from instruct_ray.config.schema import Config
+from instruct_ray.console import StatusLine
+from instruct_ray.data.rendering.renderer import load_renderer
+from instruct_ray.evidence.evaluate import load_evidence
+from instruct_ray.inference.engine import SamplingParams, generate_all
+from instruct_ray.inference.transformers_engine import TransformersEngine
+from instruct_ray.run.folder import RunFolder
+
+INCIDENT = "Database is down"
+TEMPLATE = "Classify severity: {incident}"
+PROMPT = TEMPLATE.format(incident=INCIDENT)
+MAX_TOKENS = 40
+STAGES = (
+    ("prepare", "triples -> packs", run_prepare),
+    ("tune", "packs -> model", run_tune),
+    ("evaluate", "model -> evidence", run_evaluate),
+    ("register", "evidence -> version", run_register),
+)
+
+console = Console(highlight=False, soft_wrap=True)
+
+
+def run_demo(config: Config, path: Path) -> dict[str, object]:
+    """Run the stages in order, ask the base model and the endpoint the same question, and stop all that was started.
+
+    Returns the content of `summary.json`; `path` is the config file, shown in the commands to go on with.
+    """
+    try:
+        with StatusLine("demo") as status:
+            status("starting Ray")
+            # One cluster for all stages, with CPUs for each.
+            ray_session.init_ray()
+        return _run_steps(config, path)
+    finally:
+        ray_session.shut_down_ray()
+
+
+def _run_steps(config: Config, path: Path) -> dict[str, object]:
+    seconds: dict[str, float] = {}
+    for name, text, stage in STAGES:
+        _heading(f"{name}: {text}")
+        seconds[name] = _timed(lambda stage=stage: stage(config))  # type: ignore[misc]
+
+    _heading("before: what the base model answers")
+    before = _ask_base(config)
+    _show_answer(PROMPT, before)
+
+    _heading("serve: version -> endpoint")
+    with StatusLine("serve") as status:
+        began = time.perf_counter()
+        base_url = start_endpoint(config, status)
+        seconds["serve"] = round(time.perf_counter() - began, 1)
+    console.print(base_url)
+
+    _heading("after: the tuned model, asked through LangChain and curl")
+    llm = ChatOpenAI(
+        model=config.registry.name, base_url=base_url, api_key="none", temperature=0, max_tokens=MAX_TOKENS
+    )
+    after = _ask_with_curl(config, base_url)
+    langchain_answer = str(llm.invoke(PROMPT).content)
+    console.print("ChatOpenAI(base_url=…).invoke(…).content", style="dim")
+    _show_answer(PROMPT, langchain_answer)
+    chain = PromptTemplate.from_template(TEMPLATE) | llm
+    chain_answer = str(chain.invoke({"incident": INCIDENT}).content)
+    console.print("(PromptTemplate | llm).invoke(…).content", style="dim")
+    _show_answer(PROMPT, chain_answer)
+    _show_evidence(config)
+    _show_next_commands(config, path)
+    return {
+        "prompt": PROMPT,
+        "before": before,
+        "after": after,
+        **_evidence_summary(config),
+        "seconds": seconds,
+        "model": config.registry.name,
+        "version": json.loads(RunFolder.from_config(config).version_file.read_text())["version"],
+        "alias": config.registry.alias,
+        "base_url": base_url,
+        "langchain_answer": langchain_answer,
+        "chain_answer": chain_answer,
+    }
+
+
+def _ask_base(config: Config) -> str:
+    """In this process, which has loaded the libraries."""
+    renderer = load_renderer(RunFolder.from_config(config).model_dir)
+    engine = TransformersEngine(resolve_base_model(config).initial_model_dir, renderer.contract, max_batch_size=1)
+    prompt = renderer.prompt([{"role": "user", "content": PROMPT}])
+    [completion] = generate_all(engine, [prompt], SamplingParams(MAX_TOKENS))
+    engine.close()
+    return str(renderer.tokenizer.decode(completion.token_ids, skip_special_tokens=True))
+
+
+def _ask_with_curl(config: Config, base_url: str) -> str:
+    message = {"role": "user", "content": PROMPT}
+    body = json.dumps({"model": config.registry.name, "temperature": 0, "messages": [message]})
+    command = ["curl", "-s", f"{base_url}/chat/completions", "-H", "Content-Type: application/json", "-d", body]
+    console.print(shlex.join(command), style="dim")
+    if shutil.which("curl") is None:
+        command = [sys.executable, "-c", _POST, f"{base_url}/chat/completions", body]
+    output = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    answer = str(json.loads(output)["choices"][0]["message"]["content"])
+    _show_answer(PROMPT, answer)
+    return answer
+
+
+# The same request where there is no curl.
+_POST = """
+import sys, urllib.request
+request = urllib.request.Request(sys.argv[1], sys.argv[2].encode(), {"Content-Type": "application/json"})
+print(urllib.request.urlopen(request).read().decode())
+"""
+
+
+def _evidence_summary(config: Config) -> dict[str, object]:
+    evidence = load_evidence(config)
+    arms = evidence["arms"]
+    return {
+        "accuracy": {name: round(arm["accuracy"], 4) for name, arm in arms.items()},
+        "label_found": {name: round(arm["label_found"], 4) for name, arm in arms.items()},
+        "prompt_tokens": {name: round(arm["prompt_tokens"], 1) for name, arm in arms.items()},
+        "num_test": evidence["num_test"],
+    }
+
+
+def _show_evidence(config: Config) -> None:
+    evidence = load_evidence(config)
+    _heading(f"was it worth it? {evidence['num_test']} held-out reports")
+    for name, arm in evidence["arms"].items():
+        bar = "█" * round(40 * arm["accuracy"])
+        console.print(f"{name:<10} {bar:<40} {arm['accuracy']:.1%} right, {arm['prompt_tokens']:.0f} prompt tokens")
+
+
+def _show_next_commands(config: Config, path: Path) -> None:
+    _heading("go on")
+    relative = os.path.relpath(path)
+    overrides = f"--config {relative} run.storage={config.run.storage}"
+    console.print(f"serve it           .venv/bin/instruct-ray serve {overrides}", markup=False)
+    console.print(f"browse versions    {browse_command(config)}", markup=False)
+    console.print(
+        "tune your own      .venv/bin/instruct-ray prepare --config my.yaml   (then tune, evaluate, register)"
+    )
+
+
+def _show_answer(prompt: str, answer: str) -> None:
+    console.print(f"  > {prompt}", markup=False)
+    console.print(f"  {answer.strip()}\n", markup=False, style="bold")
+
+
+def _heading(text: str) -> None:
+    console.print(f"\n── {text}", style="bold cyan")
+
+
+def _timed(job: Callable[[], None]) -> float:
+    began = time.perf_counter()
+    job()
+    return round(time.perf_counter() - began, 1)

@@ -1,0 +1,133 @@
+"""Object stores: a real S3 server, read by file, folder and glob, and through a whole prepare on Ray."""
+
+import json
+import logging
+import os
+from collections.abc import Callable, Iterator
+
+import boto3
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from moto.server import ThreadedMotoServer
+
+from instruct_ray.config.schema import Config
+from instruct_ray.data.ledger import read_entries
+from instruct_ray.data.open_run import open_run
+from instruct_ray.data.prepare.pipeline import check_sources_unchanged, prepare
+from instruct_ray.data.sources import files as sources
+from instruct_ray.data.sources.files import file_digests, split_into_chunks
+from instruct_ray.errors import InputError
+from tests.data.sources.read_all import GOOD, files_of, records_of, values_of
+from tests.fakes import never_start, no_start
+
+# Ray's workers, which start once for all tests, sign with them; the server takes any.
+os.environ.setdefault("AWS_ACCESS_KEY_ID", "nobody")
+os.environ.setdefault("AWS_SECRET_ACCESS_KEY", "nothing")
+ROWS = [{**GOOD, "input": f"report {number} of the day"} for number in range(60)]
+
+
+class Bucket:
+    """A bucket of a server on this machine."""
+
+    def __init__(self, endpoint: str) -> None:
+        self.endpoint = endpoint
+        self._client = boto3.client("s3", endpoint_url=endpoint, region_name="us-east-1")
+        self._client.create_bucket(Bucket="rows")
+
+    def put(self, key: str, content: bytes) -> None:
+        self._client.put_object(Bucket="rows", Key=key, Body=content)
+
+    def uri(self, key: str, bucket: str = "rows") -> str:
+        return f"s3://{bucket}/{key}?endpoint_override={self.endpoint}&region=us-east-1"
+
+
+@pytest.fixture(scope="module")
+def bucket() -> Iterator[Bucket]:
+    logging.getLogger("werkzeug").setLevel(logging.ERROR)
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    bucket = Bucket(f"http://{host}:{port}")
+    lines = b"".join(json.dumps(row).encode() + b"\n" for row in ROWS)
+    third = lines.index(json.dumps(ROWS[20]).encode())
+    bucket.put("day/a b [1].jsonl", lines[:third])
+    bucket.put("day/more/b.json", json.dumps(ROWS[20:40]).encode())
+    bucket.put("day/_SUCCESS", b"")
+    bucket.put("day/README.md", b"-")
+    sink = pa.BufferOutputStream()
+    pq.write_table(pa.Table.from_pylist(ROWS[40:]), sink, row_group_size=7)
+    bucket.put("day/more/c.parquet", sink.getvalue().to_pybytes())
+    yield bucket
+    server.stop()
+
+
+@pytest.mark.parametrize(
+    ("key", "names"),
+    [
+        ("day/a b [1].jsonl", ["a b [1].jsonl"]),
+        ("day", ["a b [1].jsonl", "b.json", "c.parquet"]),
+        ("day/more/", ["b.json", "c.parquet"]),
+        ("", ["a b [1].jsonl", "b.json", "c.parquet"]),
+        ("day/*.jsonl", ["a b [1].jsonl"]),
+        ("d?y/**/[bc].*", ["b.json", "c.parquet"]),
+    ],
+)
+def test_files_folders_and_globs(bucket: Bucket, key: str, names: list[str]) -> None:
+    files = files_of(bucket.uri(key))
+    assert [file.name for file in files] == names
+    assert len(file_digests(files)) == len(names)
+
+
+def test_rows_are_those_of_a_disk(bucket: Bucket, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sources, "CHUNK_BYTES", 300)
+    assert len(split_into_chunks(files_of(bucket.uri("day")))) > 8
+    assert values_of(bucket.uri("day")) == ROWS
+
+
+def test_the_endpoint_may_stand_in_the_environment(bucket: Bucket, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AWS_ENDPOINT_URL", bucket.endpoint)
+    assert len(records_of("s3://rows/day/a b [1].jsonl?region=us-east-1")) == 20
+
+
+@pytest.mark.parametrize(
+    ("key", "name", "message"),
+    [
+        ("day/none.jsonl", "rows", "no file"),
+        ("none/*.jsonl", "rows", "no file matches"),
+        ("day/README.md", "rows", "is none of .jsonl"),
+        ("x.jsonl", "elsewhere", "no file"),
+    ],
+)
+def test_what_is_not_there_is_named_before_ray_starts(
+    make_config: Callable[..., Config], bucket: Bucket, key: str, name: str, message: str
+) -> None:
+    uri = bucket.uri(key, name)
+    with pytest.raises(InputError, match=message) as error:
+        prepare(make_config(data={"sources": [uri]}), never_start)
+    assert uri in str(error.value)
+
+
+def test_a_server_that_is_gone_is_named(make_config: Callable[..., Config]) -> None:
+    # A port of this machine that nobody listens on; without it, the client would try for minutes.
+    uri = "s3://rows/x.jsonl?endpoint_override=http://127.0.0.1:9&region=us-east-1"
+    with pytest.raises(InputError, match=r"s3://rows/x.jsonl") as error:
+        prepare(make_config(data={"sources": [uri]}), never_start)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.usefixtures("ray_4_cpus")
+def test_a_whole_preparation_reads_from_the_store(
+    make_config: Callable[..., Config], bucket: Bucket, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sources, "CHUNK_BYTES", 2000)
+    config = make_config(data={"sources": [bucket.uri("day")], "near_duplicates": None})
+    dataset = prepare(config, no_start).dataset
+    fates = dataset.manifest["fates"]
+    assert fates["trained"] + fates["test"] == dataset.manifest["num_read"] == len(ROWS)
+    assert [source["name"] for source in dataset.manifest["sources"]] == ["a b [1].jsonl", "b.json", "c.parquet"]
+    assert sum(batch.num_rows for batch in read_entries(dataset.path)) == len(ROWS)
+    check_sources_unchanged(open_run(config, "evaluate"))
+    bucket.put("day/more/b.json", json.dumps([GOOD]).encode())
+    with pytest.raises(InputError, match=r"day/more/b.json.* changed since the run was prepared"):
+        check_sources_unchanged(open_run(config, "evaluate"))

@@ -1,0 +1,45 @@
+"""One rank that trains adapters on a 4-bit base and continues from its checkpoint. Prints JSON.
+
+python -m tests.training.model.quantize_probe RANK WORLD_SIZE FOLDER STAGE
+"""
+
+import json
+import sys
+from pathlib import Path
+
+import torch
+
+from instruct_ray.config.schema import LoraConfig
+from instruct_ray.config.train import TrainConfig
+from instruct_ray.training.distributed.engine import DeepSpeedEngine
+from instruct_ray.training.model.load import load_model
+from tests.training.distributed.offload_probe import HALF, NUM_MICRO, TAG, losses_of
+from tests.training.processes import together
+
+LORA = LoraConfig(rank=4, quantize="4bit")
+
+
+def main(rank: int, world_size: int, folder: Path, stage: int) -> None:
+    """From the start, and from the checkpoint in the middle."""
+    with together(rank, world_size, folder):
+        train = TrainConfig.model_validate({"zero_stage": stage, "learning_rate": 1e-2})
+
+        def engine() -> DeepSpeedEngine:
+            load = lambda: load_model(folder / "base", LORA, train, torch.bfloat16, 0, "sdpa")  # noqa: E731
+            return DeepSpeedEngine(train, NUM_MICRO, world_size, load)
+
+        found: dict[str, object] = {}
+        first = engine()
+        found["dtypes"] = sorted({str(each.dtype) for each in first.model.parameters()})
+        found["whole"] = losses_of(first, rank, world_size, 0, folder / "half")
+        first.engine.destroy()
+        second = engine()
+        second.load(folder / "half", TAG)
+        found["again"] = losses_of(second, rank, world_size, HALF)
+        state = second.full_state_dict()
+        found["exported"] = sum("lora" in name for name in state or {})
+        print(json.dumps(found))
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3]), int(sys.argv[4]))
