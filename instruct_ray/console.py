@@ -1,4 +1,4 @@
-"""A live status line on a terminal, plain lines elsewhere."""
+"""A status line for long commands: live on a terminal, a plain line every few seconds elsewhere."""
 
 import sys
 import time
@@ -9,13 +9,12 @@ from rich.console import Console
 from instruct_ray.background import PeriodicThread
 
 REFRESH_SECONDS = 0.2
-# Without a terminal: how often a line is printed.
+# How often a line is printed where there is no terminal.
 LOG_SECONDS = 4.0
 
 
 class StatusLine:
-    """Shows what a stage is doing. On a terminal one line changes in place; in a log a line is printed every few
-    seconds."""
+    """Shows what a command is doing and for how long. Call it with a text to change what it shows."""
 
     def __init__(self, title: str) -> None:
         self._title = title
@@ -39,7 +38,7 @@ class StatusLine:
             self._live.stop()
 
     def __call__(self, text: str) -> None:
-        """Set what is shown from now on."""
+        """Show `text` from now on."""
         self._text = text
 
     def _show(self) -> None:

@@ -1,4 +1,4 @@
-"""Errors, their text in one line, and the exit codes that tell bad input from a failure of the system."""
+"""Input errors, error texts in one line, and the exit codes of the commands."""
 
 import signal
 import sys
@@ -18,19 +18,23 @@ class InputError(ValueError):
 
 
 def one_line(error: Exception, max_characters: int | None = None) -> str:
-    """The text of an error with all white space collapsed; of an `OSError` only what the system says."""
+    """The text of an error with white space collapsed; of an `OSError` only the description of its error number."""
     text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
     return " ".join(text.split())[:max_characters]
 
 
 def last_line(error: Exception) -> str:
-    """The last line of an error's text: of an error that Ray hands on, what the task itself raised."""
+    """The last line of an error's text. In an error of a Ray task it describes what the task itself raised."""
     return (str(error).strip().splitlines() or [""])[-1]
 
 
 @contextmanager
 def exit_codes() -> Iterator[None]:
-    """End the program with 2 on bad input (one line), 1 on failure (traceback), 130 or 143 when it is stopped."""
+    """Turn how the block ends into the exit code of the program.
+
+    Bad input exits with 2 and one line on stderr, Ctrl-C with 130 and SIGTERM with 143. Any other exception is a
+    failure: it passes through, and Python exits with 1 and a traceback.
+    """
     exit_on_sigterm()
     try:
         yield
@@ -43,13 +47,15 @@ def exit_codes() -> Iterator[None]:
 
 
 def exit_on_sigterm() -> None:
-    """Make SIGTERM raise `SystemExit`, so that everything is closed. Ray replaces the handler when it starts: call this
-    again afterwards."""
+    """Make SIGTERM raise `SystemExit`, so that `finally` blocks run.
+
+    Ray installs its own handler when it starts, so call this again afterwards.
+    """
     signal.signal(signal.SIGTERM, _on_sigterm)
 
 
 def exit_terminated() -> NoReturn:
-    """Exit as after SIGTERM."""
+    """Exit with the code and the message for SIGTERM."""
     print("terminated; rerun the same command to resume", file=sys.stderr, flush=True)
     sys.exit(EXIT_TERMINATED)
 

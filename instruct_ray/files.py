@@ -1,4 +1,4 @@
-"""Files: written whole or not at all, appended to as JSON lines, and known by their digest."""
+"""Atomic writes of files and folders, JSON lines, and digests of files."""
 
 import hashlib
 import json
@@ -12,12 +12,12 @@ from typing import Any
 
 
 def atomic_write_json(path: Path, value: Any) -> None:
-    """Write JSON; at any moment the file is either the old one or the complete new one."""
+    """Write a value as JSON. A reader sees either the old file or the complete new one."""
     atomic_write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
 
 
 def atomic_write_text(path: Path, text: str) -> None:
-    """Write text; at any moment the file is either the old one or the complete new one."""
+    """Write text. A reader sees either the old file or the complete new one."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = _temporary_path(path)
     with temporary.open("w", encoding="utf-8") as file:
@@ -29,7 +29,7 @@ def atomic_write_text(path: Path, text: str) -> None:
 
 @contextmanager
 def atomic_directory(path: Path) -> Iterator[Path]:
-    """Yield a temporary folder. It is renamed to `path` when the block succeeds and removed when it raises."""
+    """Yield a temporary folder that is renamed to `path` when the block succeeds and removed when it raises."""
     temporary = _temporary_path(path)
     new_parents = [parent for parent in path.parents if not parent.exists()]
     temporary.mkdir(parents=True)
@@ -41,22 +41,22 @@ def atomic_directory(path: Path) -> Iterator[Path]:
         shutil.rmtree(temporary, ignore_errors=True)
         with suppress(OSError):
             for parent in new_parents:
-                # Fails for a folder that is not empty, which stays.
+                # Fails for a folder that is not empty: it is needed.
                 parent.rmdir()
 
 
 def append_json_line(path: Path, values: Mapping[str, Any]) -> None:
-    """Append one line of JSON."""
+    """Append `values` as one line of JSON."""
     with path.open("a", encoding="utf-8") as file:
         file.write(json.dumps(values, ensure_ascii=False) + "\n")
 
 
 def sha256_file(path: Path) -> str:
-    """sha256 of a file's content, in hexadecimal."""
+    """The sha256 of a file's content, in hexadecimal."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _temporary_path(path: Path) -> Path:
-    """A unique name beside `path`; a process id is not unique among the machines that share the folder."""
+    """A unique path in the folder of `path`. Not made of the process id: several machines may share the folder."""
     return path.with_name(f".{path.name}.{uuid.uuid4().hex[:12]}")

@@ -1,7 +1,7 @@
-"""Environment variables of Ray workers that compute."""
+"""Environment variables of Ray workers that run models."""
 
-# glibc returns freed blocks to the system at once, and on a CPU the page faults of getting them back cost more than the
-# arithmetic in between: with these a worker keeps what it freed, in huge pages where the kernel gives them on request.
+# By default glibc returns freed memory to the system immediately, and on a CPU the page faults of getting it back cost
+# more than the arithmetic. These settings keep freed memory in the process, in huge pages where the kernel has them.
 # One arena, since models run outside the main thread.
 MALLOC_TUNABLES = (
     "glibc.malloc.arena_max=1:glibc.malloc.mmap_threshold=68719476736"
@@ -10,5 +10,5 @@ MALLOC_TUNABLES = (
 
 
 def worker_runtime_env(*, use_gpu: bool) -> dict[str, dict[str, str]]:
-    """The runtime environment of a training worker or an engine."""
+    """Build the Ray runtime environment of a training worker or an inference engine."""
     return {"env_vars": {} if use_gpu else {"GLIBC_TUNABLES": MALLOC_TUNABLES}}

@@ -1,4 +1,7 @@
-"""Every stage on the incident reports, then a question to the endpoint.    python -m jobs.demo --out runs/demo"""
+"""The demo: every stage on the incident reports, then a question to the endpoint.
+
+python -m jobs.demo --out runs/demo
+"""
 
 import argparse
 import socket
@@ -16,18 +19,21 @@ CONFIG = Path(__file__).parent / "configs" / "incidents.yaml"
 def main() -> None:
     """Run the demo and write `summary.json`."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--out", type=Path, required=True, help="folder for everything the demo makes")
-    parser.add_argument("--config", type=Path, default=CONFIG)
-    parser.add_argument("overrides", nargs="*", metavar="section.key=value")
-    arguments = parser.parse_args()
+    parser.add_argument("--out", type=Path, required=True, help="folder for all output of the demo")
+    parser.add_argument("--config", type=Path, default=CONFIG, help="YAML file (default: %(default)s)")
+    parser.add_argument(
+        "overrides", nargs="*", metavar="SECTION.KEY=VALUE", help="values that replace those of the file"
+    )
+    # Overrides may come before, between and after the options.
+    arguments = parser.parse_intermixed_args()
     silence_libraries()
     with exit_codes():
         port = f"serving.port={_free_port()}"
         config = load_config(arguments.config, [f"run.storage={arguments.out}", port, *arguments.overrides])
         with StatusLine("demo") as status:
             status("loading torch, transformers, Ray and LangChain")
-            # Takes seconds, which the status line shows.
-            from jobs.demo_steps import run_demo  # noqa: PLC0415
+            from jobs.demo_steps import run_demo  # noqa: PLC0415  (takes seconds, while the status line is shown)
+
         summary = run_demo(config, arguments.config)
         atomic_write_json(arguments.out / "summary.json", summary)
         print(f"\nsummary -> {arguments.out / 'summary.json'}")

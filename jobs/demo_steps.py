@@ -1,4 +1,4 @@
-"""What the demo runs and shows: the stages in order, and one question before and after tuning."""
+"""The steps of the demo: the stages in order, and one question before and after tuning."""
 
 import json
 import os
@@ -26,7 +26,7 @@ from instruct_ray.console import StatusLine
 from instruct_ray.data.rendering.renderer import load_renderer
 from instruct_ray.evidence.evaluate import load_evidence
 from instruct_ray.inference.engine import SamplingParams, generate_all
-from instruct_ray.inference.transformers_engine import TransformersEngine
+from instruct_ray.inference.engines import create_engine
 from instruct_ray.run.folder import RunFolder
 
 INCIDENT = "Database is down"
@@ -44,14 +44,19 @@ console = Console(highlight=False, soft_wrap=True)
 
 
 def run_demo(config: Config, path: Path) -> dict[str, object]:
-    """Run the stages in order, ask the base model and the endpoint the same question, and stop all that was started.
+    """Run the stages in order, ask the base model and the endpoint the same question, and stop Ray.
 
-    Returns the content of `summary.json`; `path` is the config file, shown in the commands to go on with.
+    Args:
+        config: the config of the run.
+        path: the config file, which the commands shown at the end name.
+
+    Returns:
+        The content of `summary.json`.
     """
     try:
         with StatusLine("demo") as status:
             status("starting Ray")
-            # One cluster for all stages, with CPUs for each.
+            # One cluster for all stages, with enough CPUs for each of them.
             ray_session.init_ray()
         return _run_steps(config, path)
     finally:
@@ -62,7 +67,7 @@ def _run_steps(config: Config, path: Path) -> dict[str, object]:
     seconds: dict[str, float] = {}
     for name, text, stage in STAGES:
         _heading(f"{name}: {text}")
-        seconds[name] = _timed(lambda stage=stage: stage(config))  # type: ignore[misc]
+        seconds[name] = _measure_seconds(lambda stage=stage: stage(config))  # type: ignore[misc]
 
     _heading("before: what the base model answers")
     before = _ask_base(config)
@@ -70,12 +75,12 @@ def _run_steps(config: Config, path: Path) -> dict[str, object]:
 
     _heading("serve: version -> endpoint")
     with StatusLine("serve") as status:
-        began = time.perf_counter()
+        started = time.perf_counter()
         base_url = start_endpoint(config, status)
-        seconds["serve"] = round(time.perf_counter() - began, 1)
+        seconds["serve"] = round(time.perf_counter() - started, 1)
     console.print(base_url)
 
-    _heading("after: the tuned model, asked through LangChain and curl")
+    _heading("after: what the tuned model answers, through LangChain and curl")
     llm = ChatOpenAI(
         model=config.registry.name, base_url=base_url, api_key="none", temperature=0, max_tokens=MAX_TOKENS
     )
@@ -105,9 +110,9 @@ def _run_steps(config: Config, path: Path) -> dict[str, object]:
 
 
 def _ask_base(config: Config) -> str:
-    """In this process, which has loaded the libraries."""
+    """The answer of the base model, generated in this process, which has loaded the libraries."""
     renderer = load_renderer(RunFolder.from_config(config).model_dir)
-    engine = TransformersEngine(resolve_base_model(config).initial_model_dir, renderer.contract, max_batch_size=1)
+    engine = create_engine(resolve_base_model(config).initial_model_dir, renderer.contract, config.serving)
     prompt = renderer.prompt([{"role": "user", "content": PROMPT}])
     [completion] = generate_all(engine, [prompt], SamplingParams(MAX_TOKENS))
     engine.close()
@@ -127,7 +132,7 @@ def _ask_with_curl(config: Config, base_url: str) -> str:
     return answer
 
 
-# The same request where there is no curl.
+# Sends the same request where there is no curl.
 _POST = """
 import sys, urllib.request
 request = urllib.request.Request(sys.argv[1], sys.argv[2].encode(), {"Content-Type": "application/json"})
@@ -155,7 +160,7 @@ def _show_evidence(config: Config) -> None:
 
 
 def _show_next_commands(config: Config, path: Path) -> None:
-    _heading("go on")
+    _heading("next")
     relative = os.path.relpath(path)
     overrides = f"--config {relative} run.storage={config.run.storage}"
     console.print(f"serve it           .venv/bin/instruct-ray serve {overrides}", markup=False)
@@ -174,7 +179,7 @@ def _heading(text: str) -> None:
     console.print(f"\n── {text}", style="bold cyan")
 
 
-def _timed(job: Callable[[], None]) -> float:
-    began = time.perf_counter()
-    job()
-    return round(time.perf_counter() - began, 1)
+def _measure_seconds(function: Callable[[], None]) -> float:
+    started = time.perf_counter()
+    function()
+    return round(time.perf_counter() - started, 1)

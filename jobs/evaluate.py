@@ -1,4 +1,7 @@
-"""The evaluate stage: model -> evidence.    python -m jobs.evaluate --config jobs/configs/incidents.yaml"""
+"""The evaluate stage, from model to evidence.
+
+python -m jobs.evaluate --config jobs/configs/incidents.yaml
+"""
 
 from instruct_ray.cli.main import run_job
 

@@ -1,4 +1,7 @@
-"""Offline answers: a file of rows -> a folder.    python -m jobs.generate --config F --input rows.jsonl --output out"""
+"""The generate stage, from a file of rows to a folder of answers.
+
+python -m jobs.generate --config jobs/configs/incidents.yaml --input rows.jsonl --output answers
+"""
 
 from instruct_ray.cli.main import run_job
 

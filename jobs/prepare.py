@@ -1,4 +1,7 @@
-"""The prepare stage: triples -> packs.    python -m jobs.prepare --config jobs/configs/incidents.yaml"""
+"""The prepare stage, from triples to packs.
+
+python -m jobs.prepare --config jobs/configs/incidents.yaml
+"""
 
 from instruct_ray.cli.main import run_job
 

@@ -1,4 +1,7 @@
-"""The register stage: evidence -> version.    python -m jobs.register --config jobs/configs/incidents.yaml"""
+"""The register stage, from evidence to version.
+
+python -m jobs.register --config jobs/configs/incidents.yaml
+"""
 
 from instruct_ray.cli.main import run_job
 

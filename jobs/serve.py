@@ -1,4 +1,7 @@
-"""The serve stage: version -> endpoint.    python -m jobs.serve --config jobs/configs/incidents.yaml"""
+"""The serve stage, from version to endpoint.
+
+python -m jobs.serve --config jobs/configs/incidents.yaml
+"""
 
 from instruct_ray.cli.main import run_job
 

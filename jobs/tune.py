@@ -1,4 +1,7 @@
-"""The tune stage: packs -> model.    python -m jobs.tune --config jobs/configs/incidents.yaml"""
+"""The tune stage, from packs to model.
+
+python -m jobs.tune --config jobs/configs/incidents.yaml
+"""
 
 from instruct_ray.cli.main import run_job
 

@@ -1,14 +1,14 @@
-"""Arguments that a test has no use for."""
+"""Callbacks that tests pass where they don't need a real one."""
 
 
-def say_nothing(text: str) -> None:
-    """A status that shows nothing."""
+def ignore_status(text: str) -> None:
+    """A `status` callback that shows nothing."""
 
 
-def no_start() -> None:
-    """Starts no cluster: the fixture's is there."""
+def ray_is_running() -> None:
+    """A `start_ray` callback for tests whose fixture has started Ray."""
 
 
-def never_start() -> None:
-    """For what has to fail before a cluster starts."""
-    raise AssertionError("Ray was to be started")
+def fail_if_ray_starts() -> None:
+    """A `start_ray` callback for code that must fail before it starts Ray."""
+    raise AssertionError("Ray was started")

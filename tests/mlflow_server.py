@@ -1,4 +1,4 @@
-"""A real MLflow server that a test can stop, kill and start again."""
+"""A real MLflow server that a test can pause, kill and restart."""
 
 import signal
 import socket
@@ -13,7 +13,7 @@ import psutil
 
 
 class MlflowServer:
-    """A server process on a port and a database of its own, which outlive it."""
+    """A server process; its port and its database in `folder` survive a restart."""
 
     def __init__(self, folder: Path) -> None:
         with socket.socket() as probe:
@@ -24,27 +24,27 @@ class MlflowServer:
         self.uri = f"http://127.0.0.1:{self._port}"
 
     def start(self) -> None:
-        """Start it and wait until it answers."""
+        """Start the server and wait until it responds."""
         command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(self._port)]
         command += ["--workers", "1", "--backend-store-uri", f"sqlite:///{self._folder}/server.db"]
         command += ["--artifacts-destination", str(self._folder / "art")]
         self._process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         deadline = time.monotonic() + 120
-        while not answers(f"{self.uri}/health"):
-            assert self._process.poll() is None, "the server ended"
-            assert time.monotonic() < deadline, "the server did not come up"
+        while not responds(f"{self.uri}/health"):
+            assert self._process.poll() is None, "the server exited"
+            assert time.monotonic() < deadline, "the server did not start in time"
             time.sleep(0.2)
 
     def pause(self) -> None:
-        """Let it hang: connections are accepted by the kernel, and nobody answers."""
+        """Make the server hang: the kernel accepts connections, but there is no response."""
         self._signal(signal.SIGSTOP)
 
     def resume(self) -> None:
-        """Let it go on."""
+        """Continue a paused server."""
         self._signal(signal.SIGCONT)
 
     def kill(self) -> None:
-        """End it the hard way."""
+        """Kill the server with SIGKILL."""
         if self._process is not None and self._process.poll() is None:
             self._signal(signal.SIGKILL)
             self._process.wait()
@@ -56,8 +56,8 @@ class MlflowServer:
             process.send_signal(number)
 
 
-def answers(url: str) -> bool:
-    """Whether a server is there."""
+def responds(url: str) -> bool:
+    """Whether a GET request to the URL succeeds."""
     try:
         with urllib.request.urlopen(url, timeout=5) as response:
             return bool(response.status == 200)

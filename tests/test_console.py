@@ -1,4 +1,4 @@
-"""Never silence, never a flood."""
+"""The status line where there is no terminal: a line every few seconds."""
 
 import time
 
@@ -8,7 +8,7 @@ from instruct_ray import console
 from instruct_ray.console import StatusLine
 
 
-def test_a_log_gets_a_line_now_and_then(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_log_gets_a_line_at_intervals(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setattr(console, "LOG_SECONDS", 0.1)
     with StatusLine("tune") as status:
         time.sleep(0.15)
@@ -21,7 +21,7 @@ def test_a_log_gets_a_line_now_and_then(monkeypatch: pytest.MonkeyPatch, capsys:
     assert len(lines) <= 5
 
 
-def test_an_exception_ends_it(capsys: pytest.CaptureFixture[str]) -> None:
+def test_exception_ends_the_status_line(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(RuntimeError), StatusLine("tune"):
         raise RuntimeError
     assert capsys.readouterr().out == ""

@@ -9,30 +9,30 @@ from instruct_ray.errors import InputError, exit_codes
 
 
 @pytest.mark.parametrize(
-    ("error", "code", "said"),
+    ("error", "code", "message"),
     [
         (InputError("a.jsonl: row 3 has no output"), 2, "error: a.jsonl: row 3 has no output\n"),
         (KeyboardInterrupt(), 130, "stopped"),
     ],
 )
-def test_what_the_user_can_mend_is_one_line(
-    error: BaseException, code: int, said: str, capsys: pytest.CaptureFixture[str]
+def test_input_errors_and_ctrl_c_print_one_line(
+    error: BaseException, code: int, message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    with pytest.raises(SystemExit) as stopped, exit_codes():
+    with pytest.raises(SystemExit) as exit_info, exit_codes():
         raise error
-    assert stopped.value.code == code
-    assert capsys.readouterr().err.startswith(said)
+    assert exit_info.value.code == code
+    assert capsys.readouterr().err.startswith(message)
 
 
-def test_our_own_mistakes_keep_their_traceback() -> None:
-    with pytest.raises(ValueError, match="ours"), exit_codes():
-        raise ValueError("ours")
+def test_other_errors_keep_their_traceback() -> None:
+    with pytest.raises(ValueError, match="a bug"), exit_codes():
+        raise ValueError("a bug")
 
 
-def test_sigterm_unwinds() -> None:
-    before = signal.getsignal(signal.SIGTERM)
-    with pytest.raises(SystemExit) as stopped, exit_codes():
+def test_sigterm_raises_system_exit() -> None:
+    handler = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(SystemExit) as exit_info, exit_codes():
         os.kill(os.getpid(), signal.SIGTERM)
         signal.pause()
-    signal.signal(signal.SIGTERM, before)
-    assert stopped.value.code == 143
+    signal.signal(signal.SIGTERM, handler)
+    assert exit_info.value.code == 143

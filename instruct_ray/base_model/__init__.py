@@ -1,0 +1,1 @@
+"""`model.base` -> a local Hugging Face folder that every node sees, with its digest."""

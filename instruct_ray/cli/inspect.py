@@ -1,4 +1,4 @@
-"""`instruct-ray preview`, `doctor` and `drill`: a run inspected before it is trained."""
+"""`instruct-ray preview`, `doctor` and `drill`: inspect a run before it is trained."""
 
 import sys
 from functools import partial
@@ -8,34 +8,35 @@ from instruct_ray.config.schema import Config
 from instruct_ray.console import StatusLine
 from instruct_ray.errors import EXIT_FAILED
 
-# Of output that does not go to a terminal.
+# Width of output that does not go to a terminal.
 PLAIN_WIDTH = 160
 
 
 def run_preview(config: Config, num_rows: int) -> None:
     """Print the first rows of the sources as the model will see them, and the packs they make."""
-    from rich.console import Console  # noqa: PLC0415  (takes a while, as what follows)
+    from rich.console import Console  # noqa: PLC0415  (takes a while, like the imports below)
 
     with StatusLine("preview") as status:
         status("loading libraries")
-        from instruct_ray.data.preview.select import make_preview  # noqa: PLC0415
+        from instruct_ray.data.preview.preview import make_preview  # noqa: PLC0415
         from instruct_ray.data.preview.terminal import print_preview  # noqa: PLC0415
 
         status(f"reading {len(config.data.sources)} source(s)")
         preview = make_preview(config, num_rows)
     console = Console(highlight=False)
-    # In a file only trees are given a width; text is not wrapped.
-    is_terminal = console.is_terminal
-    print_preview(preview, console if is_terminal else Console(highlight=False, soft_wrap=True, width=PLAIN_WIDTH))
+    if not console.is_terminal:
+        # The width is that of the drawn trees; text is not wrapped.
+        console = Console(highlight=False, soft_wrap=True, width=PLAIN_WIDTH)
+    print_preview(preview, console)
 
 
 def run_doctor(config: Config, *, is_timed: bool) -> None:
-    """Print what training would meet on the cluster.
+    """Check the run on the cluster and print the findings.
 
     Raises:
-        InputError: it can't work.
+        InputError: a check failed.
     """
-    from rich.console import Console  # noqa: PLC0415  (takes a while, as what follows)
+    from rich.console import Console  # noqa: PLC0415  (takes a while, like the imports below)
 
     with StatusLine("doctor") as status:
         status("loading libraries")
@@ -50,16 +51,16 @@ def run_doctor(config: Config, *, is_timed: bool) -> None:
 
 
 def run_drill(config: Config) -> None:
-    """Kill a worker during a short copy of the run and print whether rows or weights differ; exits with 1 if so."""
+    """Kill a worker during a trial run and print whether rows or weights differ; exit with 1 if they do."""
     with StatusLine("drill") as status:
         status("loading libraries")
         from instruct_ray.doctor.fault_drill import run_fault_drill  # noqa: PLC0415  (takes seconds)
 
         report = run_fault_drill(config, status, partial(ray_session.init_ray_for_training, config.train))
-    rows = "every step trained on its planned rows" if report.has_same_rows else "ROWS DIFFER FROM THE PLAN"
-    is_equal = report.largest_difference == 0
-    weights = "bitwise equal" if is_equal else f"WEIGHTS DIFFER by up to {report.largest_difference:.1e}"
+    rows = "every step trained on its planned rows" if report.has_planned_rows else "ROWS DIFFER FROM THE PLAN"
+    is_equal = report.max_weight_difference == 0
+    weights = "bitwise equal" if is_equal else f"WEIGHTS DIFFER by up to {report.max_weight_difference:.1e}"
     print(f"{report.num_steps} steps, {report.num_rows} rows: {rows}; weights: {weights}")
-    print(f"next step {report.seconds:.1f} s after the kill, {report.num_wasted} step(s) redone")
+    print(f"next step {report.recovery_seconds:.1f} s after the kill, {report.num_redone_steps} step(s) redone")
     if not report.passed:
         sys.exit(EXIT_FAILED)

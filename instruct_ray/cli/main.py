@@ -1,4 +1,4 @@
-"""The `instruct-ray` command: one subcommand for each stage, and those that inspect a run or move an alias."""
+"""The `instruct-ray` command: a subcommand for each stage, to inspect a run, and to move the registry alias."""
 
 import json
 import sys
@@ -20,61 +20,63 @@ app = typer.Typer(
     name="instruct-ray",
     help="Instruction tuning on Ray: triples go in, an endpoint that follows them comes out.",
     no_args_is_help=True,
-    rich_markup_mode=None,
+    rich_markup_mode="rich",
     pretty_exceptions_enable=False,
     suggest_commands=True,
 )
 ConfigFile = Annotated[Path, typer.Option("--config", help="YAML file; examples are in jobs/configs.")]
 Overrides = Annotated[
     list[str] | None,
-    typer.Argument(metavar="[SECTION.KEY=VALUE]...", help="Values that replace the file's.", show_default=False),
+    typer.Argument(metavar="SECTION.KEY=VALUE", help="Values that replace those of the file.", show_default=False),
 ]
 
 
 @app.command(rich_help_panel=STAGES)
-def prepare(config: ConfigFile, overrides: Overrides = None) -> None:
+def prepare(config_file: ConfigFile, overrides: Overrides = None) -> None:
     """Read, check, split, tokenize and pack the triples."""
-    from instruct_ray.cli.stages.prepare import run_prepare  # noqa: PLC0415  (each command loads its own libraries)
+    from instruct_ray.cli.stages.prepare import run_prepare  # noqa: PLC0415  (a command loads only its own libraries)
 
-    _run(run_prepare, config, overrides)
+    _run(run_prepare, config_file, overrides)
 
 
 @app.command(rich_help_panel=STAGES)
-def tune(config: ConfigFile, overrides: Overrides = None) -> None:
+def tune(config_file: ConfigFile, overrides: Overrides = None) -> None:
     """Train the packs and export the model. Rerun it to resume."""
     from instruct_ray.cli.stages.tune import run_tune  # noqa: PLC0415
 
-    _run(run_tune, config, overrides)
+    _run(run_tune, config_file, overrides)
 
 
 @app.command(rich_help_panel=STAGES)
-def evaluate(config: ConfigFile, overrides: Overrides = None) -> None:
+def evaluate(config_file: ConfigFile, overrides: Overrides = None) -> None:
     """Compare the tuned model with its base on the held-out rows."""
     from instruct_ray.cli.stages.evaluate import run_evaluate  # noqa: PLC0415
 
-    _run(run_evaluate, config, overrides)
+    _run(run_evaluate, config_file, overrides)
 
 
 @app.command(rich_help_panel=STAGES)
-def register(config: ConfigFile, overrides: Overrides = None) -> None:
+def register(config_file: ConfigFile, overrides: Overrides = None) -> None:
     """Register the tuned model as a version in MLflow."""
     from instruct_ray.cli.stages.register import run_register  # noqa: PLC0415
 
-    _run(run_register, config, overrides)
+    _run(run_register, config_file, overrides)
 
 
 @app.command(rich_help_panel=STAGES)
-def serve(config: ConfigFile, overrides: Overrides = None) -> None:
-    """Serve the version that the alias names over an OpenAI-compatible API."""
+def serve(config_file: ConfigFile, overrides: Overrides = None) -> None:
+    """Serve the version under the alias over an OpenAI-compatible API."""
     from instruct_ray.cli.stages.serve import run_serve  # noqa: PLC0415
 
-    _run(run_serve, config, overrides)
+    _run(run_serve, config_file, overrides)
 
 
 @app.command(rich_help_panel=STAGES)
 def generate(
-    config: ConfigFile,
-    input: Annotated[str, typer.Option(help="Rows to answer, as an entry of data.sources: a path or {path: ...}.")],
+    config_file: ConfigFile,
+    rows: Annotated[
+        str, typer.Option("--input", help="Rows to answer, as an entry of data.sources: a path or {path: ...}.")
+    ],
     output: Annotated[Path, typer.Option(help="Folder for the answers, visible from every node.")],
     model: Annotated[
         str | None, typer.Option(help="Model folder or models:/NAME@ALIAS; the run's tuned model by default.")
@@ -84,14 +86,14 @@ def generate(
     """Answer a file of rows without an endpoint. Rerun it to resume."""
     from instruct_ray.cli.stages.generate import run_generate  # noqa: PLC0415
 
-    source = input if input.startswith("{") else json.dumps(input)
+    source = rows if rows.startswith("{") else json.dumps(rows)
     all_overrides = [*(overrides or ()), f"data.sources=[{source}]"]
-    _run(lambda loaded: run_generate(loaded, model, output.absolute()), config, all_overrides)
+    _run(lambda config: run_generate(config, model, output.absolute()), config_file, all_overrides)
 
 
 @app.command(rich_help_panel=INSPECT)
 def preview(
-    config: ConfigFile,
+    config_file: ConfigFile,
     overrides: Overrides = None,
     num_rows: Annotated[int, typer.Option("-n", "--num-rows", help="Rows to show.")] = DEFAULT_PREVIEW_ROWS,
 ) -> None:
@@ -99,27 +101,27 @@ def preview(
     from instruct_ray.cli.inspect import run_preview  # noqa: PLC0415
 
     with exit_codes():
-        run_preview(load_config(config, overrides or ()), num_rows)
+        run_preview(load_config(config_file, overrides or ()), num_rows)
 
 
 @app.command(rich_help_panel=INSPECT)
 def doctor(
-    config: ConfigFile,
+    config_file: ConfigFile,
     overrides: Overrides = None,
-    timed: Annotated[bool, typer.Option("--timed", help="Also time a few training steps of a short copy.")] = False,
+    timed: Annotated[bool, typer.Option("--timed", help="Also time a few steps in a trial run.")] = False,
 ) -> None:
-    """Check placement, memory, storage, disk and packs before training; exits with 2 if it can't work."""
+    """Check placement, memory, storage, disk and packs before training; exits with 2 if a check fails."""
     from instruct_ray.cli.inspect import run_doctor  # noqa: PLC0415
 
-    _run(lambda loaded: run_doctor(loaded, is_timed=timed), config, overrides)
+    _run(lambda config: run_doctor(config, is_timed=timed), config_file, overrides)
 
 
 @app.command(rich_help_panel=INSPECT)
-def drill(config: ConfigFile, overrides: Overrides = None) -> None:
-    """Kill a worker during a short copy of the run; exits with 1 if rows or weights differ."""
+def drill(config_file: ConfigFile, overrides: Overrides = None) -> None:
+    """Kill a worker during a trial run; exits with 1 if rows or weights differ."""
     from instruct_ray.cli.inspect import run_drill  # noqa: PLC0415
 
-    _run(run_drill, config, overrides)
+    _run(run_drill, config_file, overrides)
 
 
 @app.command(rich_help_panel=INSPECT)
@@ -129,21 +131,23 @@ def schema() -> None:
 
 
 @app.command(rich_help_panel=REGISTRY)
-def promote(version: Annotated[str, typer.Argument(help="Number of the version.")], config: ConfigFile) -> None:
+def promote(
+    version: Annotated[str, typer.Argument(metavar="VERSION", help="Number of the version.")], config_file: ConfigFile
+) -> None:
     """Point the alias to a version."""
     from instruct_ray.cli.stages.register import run_promote  # noqa: PLC0415
 
     with exit_codes():
-        run_promote(load_config(config), version)
+        run_promote(load_config(config_file), version)
 
 
 @app.command(rich_help_panel=REGISTRY)
-def rollback(config: ConfigFile) -> None:
-    """Point the alias to the version it named before."""
+def rollback(config_file: ConfigFile) -> None:
+    """Point the alias to its previous version."""
     from instruct_ray.cli.stages.register import run_rollback  # noqa: PLC0415
 
     with exit_codes():
-        run_rollback(load_config(config))
+        run_rollback(load_config(config_file))
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -157,7 +161,7 @@ def run_job(stage: str) -> None:
 
 
 def _run(stage: Callable[[Config], None], config_file: Path, overrides: Sequence[str] | None) -> None:
-    """Load the config, run a stage that uses Ray, and end with its exit code."""
+    """Load the config and run a stage that may use Ray."""
     ray_session.silence_libraries()
     with exit_codes():
         config = load_config(config_file, overrides or ())

@@ -1,4 +1,4 @@
-"""Joins a Ray cluster, or starts one on this machine, for the stages that compute."""
+"""Connects to a Ray cluster, or starts one on this machine."""
 
 import logging
 import os
@@ -6,36 +6,38 @@ import os
 from instruct_ray.config.train import TrainConfig
 from instruct_ray.errors import exit_on_sigterm
 
-# With fewer CPUs than training workers and data tasks need together, Ray Data would wait for one for ever.
+# With fewer CPUs than training workers and data tasks need together, Ray Data would never get one.
 MIN_LOCAL_CPUS = 4
-# Beside training workers: for Ray Data and for validation.
+# CPUs for Ray Data and validation, in addition to those of the training workers.
 EXTRA_CPUS = 2
 
 
 def silence_libraries() -> None:
-    """Turn off messages that are known to be harmless; call it before the libraries are imported."""
+    """Turn off messages that are known to be harmless. Call it before the libraries are imported."""
     os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
-    # It sets its own level, and warns where there is no GPU.
+    # A filter, since DeepSpeed sets the level of its logger. It warns where there is no GPU.
     logging.getLogger("DeepSpeed").addFilter(lambda record: record.levelno >= logging.ERROR)
 
 
 def init_ray(min_cpus: int = MIN_LOCAL_CPUS) -> None:
-    """Join the cluster that RAY_ADDRESS names, or start a local one that counts at least `min_cpus` CPUs; does nothing
-    when already connected. A stage calls it once its input is known to be good."""
-    import ray.data  # noqa: PLC0415  (takes seconds: a bad config is refused before)
+    """Connect to the cluster that RAY_ADDRESS names, or start a local one with at least `min_cpus` logical CPUs.
 
-    # Each sets its own level when it is imported.
+    Does nothing if already connected. A stage calls it once its input is known to be valid.
+    """
+    import ray.data  # noqa: PLC0415  (takes seconds, and a bad config is refused before)
+
+    # After the import, since each of them sets its level when it is imported.
     for name in ("ray", "ray.data", "ray.serve", "ray.train"):
         logging.getLogger(name).setLevel(logging.ERROR)
     if ray.is_initialized():
         return
     options = {"log_to_driver": False, "logging_level": logging.ERROR}
     if os.environ.get("RAY_ADDRESS"):
-        # For the Train tab of the cluster's dashboard; a local cluster has no dashboard.
+        # For the Train tab of the cluster's dashboard. A local cluster is started without a dashboard.
         os.environ.setdefault("RAY_TRAIN_ENABLE_STATE_TRACKING", "1")
         ray.init(**options)
     else:
-        # The only node is never preempted: one process less to start.
+        # The only node is never preempted, so that process is not needed.
         os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
         ray.init(num_cpus=max(min_cpus, os.cpu_count() or 1), include_dashboard=False, **options)
     ray.data.DataContext.get_current().enable_progress_bars = False
@@ -43,17 +45,17 @@ def init_ray(min_cpus: int = MIN_LOCAL_CPUS) -> None:
 
 
 def init_ray_for_training(train: TrainConfig) -> None:
-    """`init_ray` with CPUs for all workers; on a machine with fewer cores they share them."""
+    """`init_ray` with CPUs for all training workers. On a machine with fewer cores the workers share them."""
     init_ray(min_cpus=max(MIN_LOCAL_CPUS, train.max_workers * train.cpus_per_worker + EXTRA_CPUS))
 
 
 def init_ray_for_tasks() -> None:
-    """`init_ray` for a stage that runs only tasks: more of them than cores would be slower."""
+    """`init_ray` for a stage that only runs tasks: with more tasks at a time than cores it would be slower."""
     init_ray(min_cpus=1)
 
 
 def shut_down_ray() -> None:
-    """Leave the cluster, or stop the one that `init_ray` started."""
+    """Disconnect from the cluster, or stop the one that `init_ray` started."""
     import ray  # noqa: PLC0415  (see init_ray)
 
     ray.shutdown()

@@ -1,0 +1,1 @@
+"""Every option of the config file, and how the file is read."""

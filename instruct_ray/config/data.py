@@ -16,63 +16,70 @@ def _is_uri(path: str) -> bool:
 
 
 class SourceConfig(Section):
-    """Where rows come from, and what they look like; a plain string in `data.sources` is its `path`."""
+    """A source of rows. A plain string in `data.sources` is short for its `path`."""
 
     path: str = Field(min_length=1)
-    """A file (`.jsonl`, `.json`, `.csv`, each also with `.gz` or `.zst`, or `.parquet`), a folder or glob (`**` stands
-    for folders in folders) of such files, a folder that `datasets` saved, the same on an object store (`s3://…`,
-    `gs://…`), or `hub:NAME` for a hub data set. Keys come from the environment of every node (`AWS_ACCESS_KEY_ID`, …)
-    or a role; another server than Amazon's is named by `AWS_ENDPOINT_URL`, or in the URI, where it reaches all nodes:
+    """Where the rows are: a file (`.jsonl`, `.json` or `.csv`, also compressed as `.gz` or `.zst`, or `.parquet`); a
+    folder or glob of such files (`**` matches folders at any depth); a folder saved by `datasets`; any of these in an
+    object store (`s3://...`, `gs://...`); or `hub:NAME`, a data set of the Hugging Face hub. Credentials come from the
+    environment of every node (`AWS_ACCESS_KEY_ID`, ...) or from a role. For an S3-compatible server set
+    `AWS_ENDPOINT_URL`, or put it in the URI, which reaches all nodes:
     `s3://bucket/key?endpoint_override=http://host:9000&region=us-east-1`."""
     format: Literal["auto", "triples", "messages", "sharegpt"] = "auto"
-    """What a row is; `auto` decides by its columns."""
-    columns: dict[ColumnName, str] = {}
-    """Names of the source's columns, where they are not ours: `{instruction: question, output: answer}`."""
+    """Format of the rows; `auto` detects it from the column names."""
+    columns: dict[ColumnName, str] = Field(default_factory=dict)
+    """Column names of the source where they differ from the expected ones: `{instruction: question, output: answer}`.
+    None by default."""
     weight: PositiveFloat = 1.0
-    """Copies of each training row: 2.5 trains every row twice and half of them a third time, chosen by the seed."""
+    """How often each training row is used per epoch. A fraction applies to a random part of the rows: with 2.5 each row
+    is used twice, and half of them, selected by the seed, a third time. With 0.3 only 30 % of the rows are used."""
     split: str = "train"
-    """Split of a data set of `datasets`."""
+    """Split of a `datasets` data set."""
     subset: str | None = None
-    """Named configuration of a hub data set."""
+    """Subset (named configuration) of a hub data set; null uses its default."""
 
     @field_validator("path")
     @classmethod
-    def _absolute_path(cls, path: str) -> str:
+    def _make_path_absolute(cls, path: str) -> str:
         return path if _is_uri(path) else str(Path(path).expanduser().absolute())
 
 
-def _as_source(value: object) -> object:
+def _expand_path(value: object) -> object:
     return {"path": str(value)} if isinstance(value, str | Path) else value
 
 
 class DataConfig(Section):
-    """Triples and how they become packs."""
+    """Sources of the rows, the split, and how rows become packs."""
 
-    sources: tuple[Annotated[SourceConfig, BeforeValidator(_as_source)], ...] = Field(min_length=1)
-    """Where the rows come from: paths, or `{path, format, columns, weight, …}`."""
+    sources: tuple[Annotated[SourceConfig, BeforeValidator(_expand_path)], ...] = Field(min_length=1)
+    """Sources of the rows: paths, or mappings `{path, format, columns, weight, ...}`."""
     test_fraction: float = Field(default=0.1, gt=0, lt=1)
-    """Share of the rows held out for evidence, chosen by a hash of the input."""
+    """Fraction of the rows held out for the evidence, selected by a hash of the input."""
     validation_fraction: float = Field(default=0.0, ge=0, lt=1)
-    """Share of the rows held out for `train.validation`, chosen alike: no part of the evidence, which a choice between
-    checkpoints would flatter."""
+    """Fraction of the rows held out for `train.validation`, selected the same way. They are not used for the evidence,
+    since checkpoints are selected on them."""
     system_prompt: str | None = None
-    """System message of every prompt, in training and serving; null leaves it to the base's chat template."""
+    """System message of every prompt, in training and serving; null uses the default of the base model's chat template,
+    if it has one."""
     max_tokens: PositiveInt = 2048
-    """Longest row, in tokens."""
+    """Maximum length of a row, in tokens."""
     too_long: Literal["drop", "cut"] = "drop"
-    """What happens to a longer row: it is left out, or its input is cut at the end; the answer never is. Counted."""
+    """What to do with longer rows: `drop` skips them, `cut` truncates the end of their input, never their output. The
+    report counts them."""
     pack_tokens: PositiveInt = 2048
-    """Tokens of one pack: what one forward pass computes."""
+    """Size of a pack, in tokens: the most that one forward pass computes."""
     max_bad_fraction: float = Field(default=0.01, ge=0, lt=1)
-    """Share of rows that may be unusable and are set aside; more stops the preparation and shows why."""
+    """Fraction of the rows that may be quarantined because they can't be used; if there are more, `prepare` fails and
+    shows why."""
     max_row_bytes: PositiveInt = 8 * 1024 * 1024
-    """Longest line or field of a source, in bytes; a longer one is set aside unread."""
+    """Maximum size of a line or field of a source, in bytes; larger rows are quarantined without being parsed. The
+    default is 8 MiB."""
     near_duplicates: float | None = Field(default=0.8, gt=0, lt=1)
-    """Training rows whose input resembles a held-out one this much (Jaccard similarity of its 5-character pieces) are
-    left out, so that the evidence is not about rows seen in training; null does not look for them."""
+    """Similarity (Jaccard, of 5-character shingles) from which a training row counts as a near duplicate of a held-out
+    row and is skipped, so that the evidence measures unseen rows. Null disables the search."""
 
     @model_validator(mode="after")
-    def _leaves_rows_to_train_on(self) -> "DataConfig":
+    def _check_fractions(self) -> "DataConfig":
         if self.test_fraction + self.validation_fraction >= 1:
             raise ValueError("test_fraction and validation_fraction together leave no row to train on")
         return self

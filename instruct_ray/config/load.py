@@ -1,4 +1,4 @@
-"""YAML + `section.key=value` -> Config, checked before anything starts."""
+"""Loads the config from a YAML file and `section.key=value` overrides, and validates it."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,28 +13,28 @@ from instruct_ray.errors import InputError
 
 
 def load_config(path: Path, overrides: Sequence[str] = ()) -> Config:
-    """Read a YAML file and apply `section.key=value` overrides (values are YAML).
+    """Load a YAML file and apply `section.key=value` overrides, whose values are YAML.
 
     Raises:
-        InputError: the file is missing or no mapping, a key is unknown, or a value does not fit; names file and key.
+        InputError: the file is missing or not a mapping, or a key or value is invalid; names file and key.
     """
     if not path.is_file():
         raise InputError(f"{path}: no such config file")
     try:
         raw = yaml.safe_load(path.read_text())
     except yaml.YAMLError as error:
-        raise InputError(f"{path}: not YAML: {' '.join(str(error).split())}") from error
+        raise InputError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from error
     if not isinstance(raw, dict):
-        raise InputError(f"{path}: holds no mapping of sections")
+        raise InputError(f"{path}: not a mapping of sections")
     for override in overrides:
-        _apply(raw, override)
+        _apply_override(raw, override)
     try:
         return Config.model_validate(raw)
     except ValidationError as error:
         raise InputError(f"{path}: {format_validation_error(error, Config)}") from None
 
 
-def _apply(raw: dict[str, Any], override: str) -> None:
+def _apply_override(raw: dict[str, Any], override: str) -> None:
     key, separator, value = override.partition("=")
     *sections, leaf = key.split(".")
     if not separator or not sections or not leaf:
@@ -49,4 +49,4 @@ def _apply(raw: dict[str, Any], override: str) -> None:
     try:
         target[leaf] = yaml.safe_load(value)
     except yaml.YAMLError:
-        raise InputError(f"override {override!r}: the value is not YAML; quote it") from None
+        raise InputError(f"override {override!r}: the value is not valid YAML; quote it") from None

@@ -1,4 +1,4 @@
-"""Every option of the system, by section, with its meaning and its limits."""
+"""All options of the config, by section, with their meaning and limits."""
 
 from typing import Literal
 
@@ -10,97 +10,99 @@ from instruct_ray.config.train import TrainConfig
 
 
 class RunConfig(Section):
-    """Which run this is and where it lives."""
+    """Name, location and seed of the run."""
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")
-    """Name of the run; the same name and storage continue it."""
+    """Name of the run. The same name and storage resume the run."""
     storage: AbsolutePath
-    """Folder for all runs, visible under the same path from every node."""
+    """Folder of all runs. Every node must see it under the same path."""
     seed: int = Field(default=0, ge=0, lt=2**31)
-    """Seed of everything random: order of the data, LoRA initialisation, dropout."""
+    """Random seed of the order of the data, LoRA initialization and dropout."""
 
 
 class LoraConfig(Section):
-    """Train low-rank adapters instead of all weights."""
+    """Low-rank adapters (LoRA), trained instead of all weights."""
 
     rank: PositiveInt = 16
     """Rank of the adapter matrices."""
     alpha: PositiveFloat = 32
     """Scale of the adapters: their output is multiplied by alpha / rank."""
     dropout: float = Field(default=0.0, ge=0, lt=1)
-    """Dropout on the adapters' input."""
+    """Dropout probability of the adapters' input."""
     targets: tuple[str, ...] | None = None
-    """Names of the linear layers that get adapters, such as q_proj; null adapts all but the output head."""
+    """Names of the linear layers that get an adapter, such as q_proj; null adapts all except the output head."""
     rslora: bool = False
-    """Scale by alpha / sqrt(rank) instead, so that a higher rank learns no slower (rank-stabilised LoRA)."""
+    """Rank-stabilized LoRA: scale by alpha / sqrt(rank), so that a higher rank does not learn more slowly."""
     dora: bool = False
-    """Train the weights' magnitudes as well (weight-decomposed LoRA): closer to full tuning, slower."""
+    """Weight-decomposed LoRA (DoRA): also train the magnitudes of the weights. Closer to full fine-tuning, but
+    slower."""
     merge: bool = False
-    """Leave the base with the adapters merged into it, a model on its own, instead of an adapter that needs the base
-    beside it. In the precision of the base: in bf16 each weight is rounded once more."""
+    """Export the base model with the adapters merged into it, instead of an adapter that needs its base model. The
+    merged weights have the precision of the base model, so in bf16 each is rounded once more."""
     quantize: Literal["4bit"] | None = None
-    """Keep the base in 4 bits (NF4, QLoRA) under the adapters: a quarter of its memory, slower steps. Needs the
-    package bitsandbytes, made for GPUs; zero_stage 0 to 2."""
+    """Load the base model in 4 bits (NF4, QLoRA): a quarter of the memory, but slower steps. Needs the package
+    bitsandbytes, which is made for GPUs, and zero_stage 0, 1 or 2. Null does not quantize."""
 
 
 class ModelConfig(Section):
-    """Which base model is tuned, and how much of it."""
+    """The base model, and which of its weights are trained."""
 
     base: str = Field(min_length=1)
-    """A folder in Hugging Face format, a hub id, or `package:NAME`: the GGUF model inside an installed package. To go
-    on from a run of one's own: its `model` folder (an adapter is trained on), or its version, `models:/NAME@alias` or
-    `models:/NAME/3`."""
+    """Base model: a folder in Hugging Face format, a hub id, or `package:NAME` for the GGUF model inside an installed
+    package. To continue from an earlier run: its `model` folder, or its registered version `models:/NAME@ALIAS` or
+    `models:/NAME/NUMBER`; if that is an adapter, the adapter is trained further."""
     random_init: dict[str, int] | None = None
-    """Replace the base's weights by random ones of its architecture with these config values, to try things out."""
+    """Replace the base model by one with random weights, whose architecture differs in these values of its config. For
+    tests; null keeps the weights."""
     lora: LoraConfig | None = None
     """Adapters to train; null trains all weights."""
 
 
 class EvidenceConfig(Section):
-    """How the tuned model is compared with its base."""
+    """The comparison of the tuned model with its base model on the test rows."""
 
     num_few_shot: PositiveInt = 3
-    """Training rows shown before the question in the few-shot arm."""
+    """Number of training rows in the prompt of the few-shot arm."""
     num_latency_rows: PositiveInt = 20
-    """Held-out rows answered one at a time to measure latency."""
+    """Number of test rows that are answered one at a time to measure latency."""
     max_new_tokens: PositiveInt = 16
-    """Longest answer, in tokens."""
+    """Maximum length of a generated output, in tokens."""
 
 
 class RegistryConfig(Section):
-    """Where versions are registered."""
+    """The MLflow registry of the tuned models."""
 
     uri: str | None = Field(default=None, pattern=r"^(https?|sqlite|postgresql|mysql)[+a-z0-9]*://")
-    """MLflow tracking and registry URI; null keeps a SQLite file and the artifacts under `run.storage`."""
+    """MLflow tracking and registry URI. Null uses a SQLite file and an artifact folder in `run.storage`."""
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")
-    """Name of the registered model; also the model name of the endpoint."""
+    """Name of the registered model, and of the model that the endpoint serves."""
     alias: str = Field(default="champion", pattern=r"^[A-Za-z][A-Za-z0-9_-]{0,99}$")
-    """Alias that marks the version to serve."""
+    """Alias of the version to serve."""
 
 
 class ServingConfig(Section):
-    """The endpoint."""
+    """The HTTP endpoint."""
 
     host: str = "127.0.0.1"
-    """Address that the HTTP proxy listens on."""
+    """Address that the endpoint listens on."""
     port: int = Field(default=8000, ge=1, le=65535)
-    """Port of the endpoint."""
+    """Port that the endpoint listens on."""
     num_replicas: PositiveInt = 1
-    """Engine replicas, each with a copy of the model."""
+    """Number of replicas, each with its own copy of the model."""
     num_cpus: PositiveFloat = 1
-    """CPUs of one replica."""
+    """CPUs per replica."""
     num_gpus: float = Field(default=0, ge=0)
-    """GPUs of one replica."""
+    """GPUs per replica."""
     max_batch_size: PositiveInt = 16
-    """Requests answered in one batch."""
+    """Maximum number of requests that a replica processes in one batch."""
     max_new_tokens: PositiveInt = 512
-    """Most tokens of one answer; also the default when a request names none."""
+    """Maximum length of a generated output, in tokens. Also the default of a request without a limit."""
     max_queued_requests: PositiveInt = 128
-    """Requests that may wait; one more is answered 429."""
+    """Maximum number of waiting requests; further ones get HTTP status 429."""
 
 
 class Config(Section):
-    """All of it."""
+    """The config of a run and its endpoint."""
 
     run: RunConfig
     model: ModelConfig
@@ -111,7 +113,7 @@ class Config(Section):
     serving: ServingConfig = ServingConfig()
 
     @model_validator(mode="after")
-    def _fit_together(self) -> "Config":
+    def _check_sections_together(self) -> "Config":
         if self.train.validation is not None and not self.data.validation_fraction:
             raise ValueError("train.validation needs data.validation_fraction above 0, such as 0.05")
         if self.model.lora is not None and self.model.lora.quantize and self.train.zero_stage == 3:

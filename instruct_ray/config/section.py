@@ -1,4 +1,4 @@
-"""What every section of the configuration is: frozen, strict, and documented field by field."""
+"""The base class of all config sections."""
 
 from pathlib import Path
 from typing import Annotated
@@ -7,17 +7,17 @@ from pydantic import BaseModel, ConfigDict
 from pydantic.functional_validators import AfterValidator
 
 
-def _absolute(path: Path) -> Path:
+def _make_absolute(path: Path) -> Path:
     if ":/" in str(path):
         raise ValueError("needs a folder that every node sees under the same path (NFS, EFS, Filestore), not a URI")
     return path.expanduser().absolute()
 
 
-# Ray workers change their working directory, so paths are made absolute once, here.
-AbsolutePath = Annotated[Path, AfterValidator(_absolute)]
+# Made absolute here, once, since Ray workers run in another working directory.
+AbsolutePath = Annotated[Path, AfterValidator(_make_absolute)]
 
 
 class Section(BaseModel):
-    """A part of the configuration: frozen, strict about unknown keys, each field described by the text below it."""
+    """A config section: frozen, rejects unknown keys, and the docstring under a field describes it to the user."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)

@@ -1,7 +1,7 @@
-"""Every input row's fate: one line a row in Parquet, and counts that add up to the rows read."""
+"""The ledger: the outcome of every input row, one line per row in Parquet."""
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -11,31 +11,33 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from instruct_ray.data.row_id import parse_row_id
-from instruct_ray.errors import InputError
 
 RowOutcome = Literal[
     "trained",  # in the packs
     "test",  # held out for evidence
     "validation",  # held out to compare checkpoints
-    "duplicate",  # equal to an earlier row, which stands for it
-    "near_duplicate",  # resembles a held-out row too much to be trained on
+    "duplicate",  # equal to an earlier row, which is kept
+    "near_duplicate",  # too similar to a held-out row to be trained on
     "too_long",  # longer than data.max_tokens or a pack
-    "left_out",  # by a weight below 1
-    "quarantined",  # can't be used; the reason says why
+    "left_out",  # skipped by a weight below 1
+    "quarantined",  # can't be used; `reason` and `detail` explain why
 ]
 ROW_OUTCOMES: tuple[RowOutcome, ...] = get_args(RowOutcome)
+USED_OUTCOMES: tuple[RowOutcome, ...] = ("trained", "test", "validation")
+# Column names are those of earlier versions: `fate` is the outcome, `was_cut` is was_truncated.
+OUTCOME_COLUMN, TRUNCATED_COLUMN = "fate", "was_cut"
 SCHEMA = pa.schema(
     {
         "row_id": pa.string(),
         "file": pa.dictionary(pa.int32(), pa.string()),
         "position": pa.int64(),
         "digest": pa.binary(32),
-        "fate": pa.dictionary(pa.int8(), pa.string()),
+        OUTCOME_COLUMN: pa.dictionary(pa.int8(), pa.string()),
         "reason": pa.string(),
         "detail": pa.string(),
         "copies": pa.int32(),
         "num_tokens": pa.int32(),
-        "was_truncated": pa.bool_(),
+        TRUNCATED_COLUMN: pa.bool_(),
     }
 )
 
@@ -45,18 +47,19 @@ class LedgerEntry:
     """One row of the ledger."""
 
     row_id: str
-    """Number of the file and position in it, `FILE:POSITION`."""
+    """See `format_row_id`."""
     digest: bytes
     """sha256 of the row."""
-    fate: RowOutcome
+    outcome: RowOutcome
     reason: str = ""
-    """A short code to count by, of quarantined rows."""
+    """Of a quarantined row: a short code to count by."""
     detail: str = ""
+    """Of a quarantined row: a description of the problem."""
     copies: int = 0
-    """How often an epoch trains it."""
+    """How often an epoch trains on the row."""
     num_tokens: int = 0
     was_truncated: bool = False
-    """Whether its input was cut to fit."""
+    """Whether the row's input was truncated to fit."""
 
 
 class Ledger:
@@ -67,80 +70,66 @@ class Ledger:
         self._entries: list[LedgerEntry] = []
 
     def add(self, entry: LedgerEntry) -> None:
-        """Note a row's fate."""
+        """Add the entry of a row."""
         self._entries.append(entry)
 
     @property
     def counts(self) -> dict[str, int]:
-        """Rows by fate."""
-        return dict(Counter(entry.fate for entry in self._entries))
+        """Rows by outcome; outcomes without rows are missing."""
+        return dict(Counter(entry.outcome for entry in self._entries))
 
     @property
-    def num_cut(self) -> int:
-        """Rows trained on or held out with an input that was cut."""
-        return sum(entry.was_truncated and entry.fate in ("trained", "test", "validation") for entry in self._entries)
+    def num_truncated(self) -> int:
+        """Rows that are trained on or held out with a truncated input."""
+        return sum(entry.was_truncated and entry.outcome in USED_OUTCOMES for entry in self._entries)
 
     def write(self, path: Path) -> None:
         """Write the entries as Parquet."""
-        places = [parse_row_id(entry.row_id) for entry in self._entries]
+        locations = [parse_row_id(entry.row_id) for entry in self._entries]
+        file_numbers = pa.array([file_number for file_number, _ in locations], pa.int32())
+        outcomes = pa.array([ROW_OUTCOMES.index(entry.outcome) for entry in self._entries], pa.int8())
         columns: dict[str, Any] = {
             name: [getattr(entry, name) for entry in self._entries]
-            for name in ("row_id", "digest", "reason", "detail", "copies", "num_tokens", "was_truncated")
+            for name in ("row_id", "digest", "reason", "detail", "copies", "num_tokens")
+        } | {
+            "file": pa.DictionaryArray.from_arrays(file_numbers, pa.array(self._files)),
+            "position": [position for _, position in locations],
+            OUTCOME_COLUMN: pa.DictionaryArray.from_arrays(outcomes, pa.array(ROW_OUTCOMES)),
+            TRUNCATED_COLUMN: [entry.was_truncated for entry in self._entries],
         }
-        columns["position"] = [position for _, position in places]
-        columns["file"] = pa.DictionaryArray.from_arrays(
-            pa.array([number for number, _ in places], pa.int32()), pa.array(self._files)
-        )
-        columns["fate"] = pa.DictionaryArray.from_arrays(
-            pa.array([ROW_OUTCOMES.index(entry.fate) for entry in self._entries], pa.int8()), pa.array(ROW_OUTCOMES)
-        )
         path.parent.mkdir(exist_ok=True)
         table = pa.table([pa.array(columns[field.name], field.type) for field in SCHEMA], schema=SCHEMA)
         pq.write_table(table, path, compression="zstd")
 
 
-def sum_counts(counts: Iterable[dict[str, int]]) -> dict[str, int]:
-    """Counts of several tasks added; every fate is named."""
+def sum_counts(counts: Iterable[Mapping[str, int]]) -> dict[str, int]:
+    """Add up the outcome counts of several tasks; the result has every outcome as a key."""
     totals: Counter[str] = Counter()
-    for one in counts:
-        totals.update(one)
-    return {fate: totals[fate] for fate in ROW_OUTCOMES}
+    for task_counts in counts:
+        totals.update(task_counts)
+    return {outcome: totals[outcome] for outcome in ROW_OUTCOMES}
 
 
-def check_complete(counts: dict[str, int], num_read: int) -> None:
-    """Hold the counts against the rows read.
-
-    Raises:
-        RuntimeError: a row has no fate, or two.
-    """
-    if sum(counts.values()) != num_read:
-        raise RuntimeError(f"{num_read} rows were read, but {sum(counts.values())} are accounted for: {counts}")
-
-
-def check_bad_fraction(reasons: Counter[str], num_read: int, limit: float, examples: Sequence[str]) -> None:
-    """Stop when too many rows can't be used.
+def check_complete(counts: Mapping[str, int], num_read: int) -> None:
+    """Check that the outcomes add up to the number of rows read.
 
     Raises:
-        InputError: names the reasons by number, and the first rows.
+        RuntimeError: a row has no outcome, or more than one.
     """
-    num_bad = sum(reasons.values())
-    if num_bad > limit * num_read:
-        by_reason = ", ".join(f"{reason} {count}" for reason, count in reasons.most_common(3))
-        raise InputError(
-            f"data: {num_bad} of {num_read} rows can't be used, more than data.max_bad_fraction={limit} allows "
-            f"({by_reason}); {'; '.join(examples)}"
-        )
+    num_counted = sum(counts.values())
+    if num_counted != num_read:
+        raise RuntimeError(f"{num_read} rows were read, but the ledger has {num_counted}: {counts}")
 
 
-def read_entries(packs: Path, *columns: str) -> Iterator[pa.RecordBatch]:
-    """The ledger of a prepared folder, in batches."""
-    for file in sorted((packs / "ledger").glob("*.parquet")):
-        yield from pq.ParquetFile(file).iter_batches(columns=list(columns) or None)
+def read_entries(packs_dir: Path, *columns: str) -> Iterator[pa.RecordBatch]:
+    """Read the ledger of a prepared folder in batches, with all columns or the given ones."""
+    for path in sorted((packs_dir / "ledger").glob("*.parquet")):
+        yield from pq.ParquetFile(path).iter_batches(columns=list(columns) or None)
 
 
-def trained_row_ids(packs: Path) -> set[str]:
-    """Ids of the rows in the packs."""
-    ids: set[str] = set()
-    for batch in read_entries(packs, "row_id", "fate"):
-        ids.update(batch.filter(pc.equal(batch["fate"], "trained"))["row_id"].to_pylist())
-    return ids
+def trained_row_ids(packs_dir: Path) -> set[str]:
+    """Read the ids of the rows in the packs."""
+    row_ids: set[str] = set()
+    for batch in read_entries(packs_dir, "row_id", OUTCOME_COLUMN):
+        row_ids.update(batch.filter(pc.equal(batch[OUTCOME_COLUMN], "trained"))["row_id"].to_pylist())
+    return row_ids

@@ -1,12 +1,13 @@
-"""A run as a stage finds it: its folder, base model, renderer and packs, each resolved once and handed on from here."""
+"""A run opened for a stage: its folder, base model, renderer and packs, each loaded on first use and then kept."""
 
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Literal
 
 from instruct_ray.base_model.hf_config import load_hf_config
+from instruct_ray.base_model.info import BaseModelInfo
 from instruct_ray.base_model.record import check_base_unchanged
-from instruct_ray.base_model.resolve import BaseModelInfo, resolve_base_model
+from instruct_ray.base_model.resolve import resolve_base_model
 from instruct_ray.config.schema import Config
 from instruct_ray.data.packs.dataset import PackedDataset, find_packs
 from instruct_ray.data.rendering.derive_contract import resolve_renderer
@@ -15,7 +16,7 @@ from instruct_ray.run.folder import RunFolder
 from instruct_ray.run.frozen import check_config_unchanged, freeze_config
 
 Stage = Literal["prepare", "tune", "evaluate", "register"]
-# The config sections that decide a stage's result: an earlier stage's stay frozen for the later ones.
+# The config sections that decide a stage's result. Once frozen by a stage, they can't change for later stages.
 SECTIONS: dict[Stage, tuple[str, ...]] = {
     "prepare": ("run", "data", "model"),
     "tune": ("run", "data", "model", "train"),
@@ -26,7 +27,7 @@ SECTIONS: dict[Stage, tuple[str, ...]] = {
 
 @dataclass(frozen=True)
 class OpenRun:
-    """What a stage needs of its run; each part is resolved when it is first used."""
+    """The parts of a run that a stage works with."""
 
     config: Config
     stage: Stage
@@ -41,7 +42,7 @@ class OpenRun:
         """The base model on disk.
 
         Raises:
-            InputError: it can't be found, or it is not the one that the run began with.
+            InputError: it can't be found, or it differs from the one that the run started with.
         """
         base_model = resolve_base_model(self.config)
         check_base_unchanged(self.config, base_model)
@@ -49,15 +50,15 @@ class OpenRun:
 
     @cached_property
     def hf_config(self) -> Any:
-        """The transformers configuration of the base model."""
+        """The base model's transformers configuration."""
         return load_hf_config(self.base_model.folder)
 
     @cached_property
     def renderer(self) -> Renderer:
-        """The renderer of the base model's chats.
+        """The renderer for the base model's chat template.
 
         Raises:
-            InputError: its chat template can't be used.
+            InputError: the chat template can't be used.
         """
         return resolve_renderer(self.base_model, self.config.data.system_prompt)
 
@@ -66,12 +67,12 @@ class OpenRun:
         """The prepared packs.
 
         Raises:
-            InputError: there are none yet.
+            InputError: the run has none yet.
         """
         return find_packs(self.folder)
 
     def freeze(self) -> None:
-        """Bind the run to the config sections of the stage, once something has been made from them."""
+        """Freeze the config sections of the stage; called once something has been created from them."""
         freeze_config(self.config, *SECTIONS[self.stage])
 
 
@@ -79,7 +80,7 @@ def open_run(config: Config, stage: Stage) -> OpenRun:
     """Open a run for a stage.
 
     Raises:
-        InputError: its config differs from the one that an earlier stage froze.
+        InputError: the config differs from the one that an earlier stage froze.
     """
     check_config_unchanged(config, *SECTIONS[stage])
     return OpenRun(config, stage)

@@ -1,4 +1,4 @@
-"""Numbered pieces of work -> Ray Data tasks, and their results in order."""
+"""Numbered work items -> Ray Data tasks, one per item; results in order."""
 
 import gc
 from collections.abc import Callable, Iterator
@@ -9,25 +9,27 @@ import ray.data
 
 from instruct_ray.errors import InputError
 
-Done = TypeVar("Done")
+Result = TypeVar("Result")
 
 
-def map_tasks(count: int, work: Callable[[int], Done]) -> list[Done]:
-    """Run `work` on each number in a task of its own; results come in the order of the numbers.
+def map_tasks(count: int, work: Callable[[int], Result]) -> list[Result]:
+    """Call `work` with each number below `count`, each in its own task; results are in the order of the numbers.
 
     Raises:
-        InputError: a task raised it. It travels as a value: Ray would wrap it into an error of its own.
+        InputError: a task raised it.
     """
 
-    def guarded(row: dict[str, Any]) -> dict[str, Any]:
+    def run_task(row: dict[str, Any]) -> dict[str, Any]:
         try:
             with _gc_paused():
-                return {"number": row["number"], "done": work(row["number"])}
+                return {"number": row["number"], "result": work(row["number"])}
         except InputError as error:
-            return {"number": row["number"], "done": InputError(*error.args)}
+            # Returned, not raised: Ray would wrap it in an exception of its own.
+            return {"number": row["number"], "result": InputError(*error.args)}
 
     numbers = ray.data.from_items([{"number": number} for number in range(count)], override_num_blocks=count)
-    results = [row["done"] for row in sorted(numbers.map(guarded).take_all(), key=lambda row: int(row["number"]))]
+    rows = sorted(numbers.map(run_task).take_all(), key=lambda row: int(row["number"]))
+    results = [row["result"] for row in rows]
     for result in results:
         if isinstance(result, InputError):
             raise result
@@ -36,9 +38,10 @@ def map_tasks(count: int, work: Callable[[int], Done]) -> list[Done]:
 
 @contextmanager
 def _gc_paused() -> Iterator[None]:
-    """A task keeps most of what it makes to its end, and every collection would walk it again: a tenth of its time.
+    """Pause the garbage collector during a task.
 
-    What lies in cycles is collected before the next task; the libraries' million objects are set aside once.
+    A task keeps most of its objects until it ends, so every collection would scan them all again: a tenth of its time.
+    Cycles are collected before the next task. The libraries' million objects are excluded from collections for good.
     """
     gc.collect()
     gc.freeze()

@@ -1,4 +1,4 @@
-"""driver: checks a run on the connected cluster and reports what training it would take, before anything is trained."""
+"""driver: checks a run on the connected cluster before it is trained, and reports the findings."""
 
 from collections.abc import Callable, Iterator
 from datetime import timedelta
@@ -34,10 +34,10 @@ STYLES = {"ok": "green", "warning": "yellow", "error": "red"}
 def run_checks(
     config: Config, status: Callable[[str], None], start_ray: Callable[[], None], *, is_timed: bool
 ) -> list[Finding]:
-    """Make every check that `tune` makes before its first step; with `is_timed` also time a few steps of a short copy.
+    """Run every check that `tune` runs before its first step; with `is_timed` also time a few steps of a trial run.
 
     Raises:
-        InputError: the base model can't be trained at all, or the config changed since the run began.
+        InputError: the base model can't be trained, or the config changed since the run started.
     """
     run = open_run(config, "tune")
     status("reading the base model and the packs")
@@ -57,7 +57,7 @@ def run_checks(
         return [*findings, Finding("packs", "warning", message), *_not_timed("no packs yet", is_timed=is_timed)]
     findings += _check_steps(config, run.packs)
     if any(finding.check == "placement" and finding.verdict != "ok" for finding in findings):
-        message, reason = "not run: no free resources for a worker now", "no free resources for a worker"
+        message, reason = "not run: no free resources for a worker", "no free resources for a worker"
         return [*findings, Finding("packing check", "warning", message), *_not_timed(reason, is_timed=is_timed)]
     status("checking that packing is exact")
     findings.append(_check_packing(run, incompatibility))
@@ -83,12 +83,12 @@ def _check_steps(config: Config, packs: PackedDataset) -> Iterator[Finding]:
         f"{packs.num_examples:,} examples with {num_target_tokens:,} target tokens in {packs.num_packs:,} packs",
     )
     message = (
-        f"{plan.num_steps:,} steps of {plan.packs_per_step} pack(s), {plan.packs_per_rank(train.max_workers)} a worker; "
-        "`instruct-ray doctor --timed` estimates how long they take"
+        f"{plan.num_steps:,} steps of {plan.packs_per_step} pack(s), {plan.packs_per_rank(train.max_workers)} per "
+        "worker; `instruct-ray doctor --timed` estimates how long they take"
     )
     num_idle = train.max_workers - plan.packs_per_step
     if num_idle > 0:
-        yield Finding("steps", "warning", f"{message}. {num_idle} worker(s) get none: raise train.examples_per_step")
+        yield Finding("steps", "warning", f"{message}. {num_idle} worker(s) get no pack: raise train.examples_per_step")
     else:
         yield Finding("steps", "ok", message)
 
@@ -101,10 +101,10 @@ def _time_steps(run: OpenRun, status: Callable[[str], None]) -> Finding:
     try:
         timing = time_steps(run, status)
     except RuntimeError as error:
-        return Finding("time", "error", f"a short copy of the run failed: {last_line(error)}")
+        return Finding("time", "error", f"a trial run failed: {last_line(error)}")
     total = timedelta(seconds=round(timing.total_seconds))
-    per_step = f"{timing.seconds:.3g} s a step, the median of {timing.num_timed}"
-    return Finding("time", "ok", f"{total} for all {timing.num_steps:,} steps ({per_step}), checkpoints not included")
+    per_step = f"{timing.step_seconds:.3g} s per step, the median of {timing.num_timed_steps}"
+    return Finding("time", "ok", f"{total} for all {timing.num_steps:,} steps ({per_step}), checkpoints not counted")
 
 
 def _check_packing(run: OpenRun, incompatibility: str | None) -> Finding:

@@ -1,4 +1,4 @@
-"""driver: a short copy of a run. A few steps over its first packs, in a folder beside the run's that is removed after."""
+"""driver: trial runs. A few steps of a run on its first packs, in a temporary folder next to the run's."""
 
 import json
 import shutil
@@ -20,9 +20,9 @@ from instruct_ray.training.worker.outcome import Ending
 from instruct_ray.training.worker.spec import PACKING_CHECK_FILE
 
 NUM_STEPS = 8
-# Steps that are not timed: the first ones allocate memory and choose kernels.
+# The first steps allocate memory and choose kernels, so they are not timed.
 NUM_WARM_UP_STEPS = 3
-# A checkpoint at the last step only.
+# For `checkpoint_every`: the only checkpoint is that of the last step.
 NEVER = 10**9
 
 
@@ -30,20 +30,20 @@ NEVER = 10**9
 class StepTiming:
     """How long the steps of a run take."""
 
-    seconds: float
-    """Of one step; the median."""
-    num_timed: int
+    step_seconds: float
+    """The median of the timed steps."""
+    num_timed_steps: int
     num_steps: int
-    """Of the whole run."""
+    """Steps of the whole run."""
 
     @property
     def total_seconds(self) -> float:
-        """Expected seconds of all the run's steps."""
-        return self.seconds * self.num_steps
+        """The estimated time of all steps of the run."""
+        return self.step_seconds * self.num_steps
 
 
 def time_steps(run: OpenRun, status: Callable[[str], None]) -> StepTiming:
-    """Train and export a short copy of a run on the connected cluster, with the run's own workers.
+    """Train and export a trial run on the connected cluster, with as many workers as the run has.
 
     Raises:
         InputError: the packs are not prepared, or the base model can't be trained on them.
@@ -59,13 +59,13 @@ def time_steps(run: OpenRun, status: Callable[[str], None]) -> StepTiming:
         outcome = run_ray_train(train, folder, spec)
         if outcome.ending is not Ending.FINISHED:
             raise RuntimeError(f"training stopped: {outcome.reason}")
-        records = [json.loads(line) for line in folder.metrics_file.read_text().splitlines()]
-    seconds = [record["seconds"] for record in records[NUM_WARM_UP_STEPS:]]
+        metrics = [json.loads(line) for line in folder.metrics_file.read_text().splitlines()]
+    seconds = [step["seconds"] for step in metrics[NUM_WARM_UP_STEPS:]]
     return StepTiming(statistics.median(seconds), len(seconds), build_plan(run.config, run.packs).num_steps)
 
 
 def trial_plan(config: Config, packs: PackedDataset) -> BatchPlan:
-    """A plan like the run's own over its first packs, of NUM_STEPS steps or a few more."""
+    """A plan with the step size of the run, for its first packs: `NUM_STEPS` steps or a few more, in full epochs."""
     packs_per_step = build_plan(config, packs).packs_per_step
     num_packs = min(packs.num_packs, NUM_STEPS * packs_per_step)
     steps_per_epoch = -(-num_packs // packs_per_step)
@@ -74,9 +74,9 @@ def trial_plan(config: Config, packs: PackedDataset) -> BatchPlan:
 
 @contextmanager
 def temporary_run(run_folder: RunFolder, purpose: str) -> Iterator[RunFolder]:
-    """A folder for copies of a run, removed when the block ends."""
-    own = run_folder.path
-    folder = own.with_name(f"{own.name}.{purpose}-{uuid.uuid4().hex[:8]}")
+    """A run folder for trial runs, next to that of the run; removed when the block ends."""
+    path = run_folder.path
+    folder = path.with_name(f"{path.name}.{purpose}-{uuid.uuid4().hex[:8]}")
     try:
         yield RunFolder(folder)
     finally:
@@ -84,6 +84,6 @@ def temporary_run(run_folder: RunFolder, purpose: str) -> Iterator[RunFolder]:
 
 
 def copy_packing_check(source: Path, folder: Path) -> None:
-    """Take over the packing check of the run or of an earlier copy, so that it is not made again."""
+    """Copy the packing check of a run, if it has one, to the folder of a trial run, which then does not repeat it."""
     if (source / PACKING_CHECK_FILE).is_file():
         shutil.copy(source / PACKING_CHECK_FILE, folder)

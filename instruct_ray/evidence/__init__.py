@@ -1,0 +1,1 @@
+"""Tuned model -> evidence that it is better than its base."""

@@ -1,4 +1,4 @@
-"""Base and tuned model -> evidence: the frozen held-out rows answered by every arm, with the engine that will serve."""
+"""The evaluate stage: every arm answers the held-out rows, with the engine that serves -> evidence."""
 
 import itertools
 import json
@@ -10,8 +10,8 @@ from typing import Any
 import ray
 
 from instruct_ray.config.schema import Config
-from instruct_ray.data.open_run import open_run
-from instruct_ray.data.prepare.pipeline import check_sources_unchanged
+from instruct_ray.data.open_run import OpenRun, open_run
+from instruct_ray.data.prepare.source_changes import check_sources_unchanged
 from instruct_ray.data.rendering.contract import CONTRACT_FILE
 from instruct_ray.data.rendering.renderer import Renderer, load_renderer
 from instruct_ray.data.sources.triple import Triple
@@ -19,12 +19,12 @@ from instruct_ray.errors import InputError
 from instruct_ray.evidence.arms import Arm, choose_few_shot_examples, make_arms
 from instruct_ray.evidence.metrics import contains_expected, fraction, is_exact
 from instruct_ray.files import atomic_write_json, atomic_write_text
-from instruct_ray.inference.engine import SamplingParams
+from instruct_ray.inference.engine import Completion, SamplingParams
 from instruct_ray.inference.engine_actor import start_engine_actor
 from instruct_ray.run.folder import RunFolder
 
-# Prompts sent to the engine at once: a few batches, so that progress shows.
-CHUNK = 32
+# Prompts per call of the engine actor: a few batches, so that progress is shown between calls.
+PROMPTS_PER_CALL = 32
 
 
 @dataclass(frozen=True)
@@ -35,11 +35,20 @@ class Evidence:
     already_done: bool
 
 
+@dataclass(frozen=True)
+class _ArmResult:
+    """The result of one arm."""
+
+    metrics: dict[str, float]
+    answers: list[str]
+    """One answer per held-out row."""
+
+
 def load_evidence(config: Config) -> dict[str, Any]:
-    """The evidence of a run.
+    """Load the evidence of a run.
 
     Raises:
-        InputError: it has none yet.
+        InputError: the run has no evidence yet.
     """
     path = RunFolder.from_config(config).evidence_file
     if not path.is_file():
@@ -49,12 +58,15 @@ def load_evidence(config: Config) -> dict[str, Any]:
 
 
 def evaluate(config: Config, status: Callable[[str], None], start_ray: Callable[[], None]) -> Evidence:
-    """Answer the held-out rows with every arm and write `evidence.json` and, row by row, `answers.jsonl`.
+    """Answer the held-out rows with every arm and write `evidence.json` and `answers.jsonl`.
 
-    `start_ray` is called once the input is known to be good.
+    Args:
+        config: the config of the run.
+        status: called with progress messages.
+        start_ray: called once the run is known to be ready for evaluation.
 
     Raises:
-        InputError: the run is not tuned yet, or the config changed since it began.
+        InputError: the run is not tuned yet, or its config or its sources have changed.
     """
     run = open_run(config, "evaluate")
     folder = run.folder
@@ -68,62 +80,76 @@ def evaluate(config: Config, status: Callable[[str], None], start_ray: Callable[
     initial_model_dir = run.base_model.initial_model_dir
     arms = make_arms(renderer, initial_model_dir, folder.model_dir, rows, choose_few_shot_examples(run))
     start_ray()
-    results: dict[str, dict[str, Any]] = {}
-    for model_folder, group in itertools.groupby(arms, key=lambda arm: arm.folder):
-        status("loading")
-        engine = start_engine_actor(model_folder, renderer.contract, config.serving)
-        results |= {arm.name: _answer(arm, engine, renderer, rows, config, status) for arm in group}
+    results: dict[str, _ArmResult] = {}
+    for model_dir, model_arms in itertools.groupby(arms, key=lambda arm: arm.model_dir):
+        status("loading the model")
+        engine = start_engine_actor(model_dir, renderer.contract, config.serving)
+        results |= {arm.name: _run_arm(arm, engine, renderer, rows, config, status) for arm in model_arms}
         ray.kill(engine)
-
     run.freeze()
-    folder.evidence_file.parent.mkdir(exist_ok=True)
-    atomic_write_text(folder.evidence_file.with_name("answers.jsonl"), _answer_lines(rows, results))
+    return _write_evidence(run, renderer.contract.digest, rows, results)
+
+
+def _run_arm(
+    arm: Arm, engine: Any, renderer: Renderer, rows: Sequence[Triple], config: Config, status: Callable[[str], None]
+) -> _ArmResult:
+    answers = [
+        renderer.tokenizer.decode(completion.token_ids, skip_special_tokens=True)
+        for completion in _generate(arm, engine, config, status)
+    ]
+    exact = [is_exact(answer, row.output) for answer, row in zip(answers, rows, strict=True)]
+    contained = [contains_expected(answer, row.output) for answer, row in zip(answers, rows, strict=True)]
+    metrics = {
+        "accuracy": fraction(exact),
+        "label_found": fraction(contained),
+        "prompt_tokens": statistics.fmean(len(prompt) for prompt in arm.prompts),
+        "latency_p50_seconds": _measure_latency(arm, engine, config, status),
+    }
+    return _ArmResult(metrics, answers)
+
+
+def _generate(arm: Arm, engine: Any, config: Config, status: Callable[[str], None]) -> list[Completion]:
+    """Generate the completions of all prompts of an arm, in order."""
+    sampling = SamplingParams(config.evidence.max_new_tokens)
+    # Prompts of similar length share a batch, which needs less padding.
+    order = sorted(range(len(arm.prompts)), key=lambda index: len(arm.prompts[index]))
+    completions: dict[int, Completion] = {}
+    for start in range(0, len(order), PROMPTS_PER_CALL):
+        indices = order[start : start + PROMPTS_PER_CALL]
+        results, _ = ray.get(engine.generate.remote([arm.prompts[index] for index in indices], sampling))
+        completions |= dict(zip(indices, results, strict=True))
+        status(f"{arm.name}: {len(completions)}/{len(order)} rows")
+    return [completions[index] for index in range(len(order))]
+
+
+def _measure_latency(arm: Arm, engine: Any, config: Config, status: Callable[[str], None]) -> float:
+    """Measure the median latency of single requests, in seconds."""
+    sampling, num_requests = SamplingParams(config.evidence.max_new_tokens), config.evidence.num_latency_rows
+    latencies: list[float] = []
+    for prompt in arm.prompts[:num_requests]:
+        _, seconds = ray.get(engine.generate.remote([prompt], sampling))
+        latencies.append(seconds)
+        status(f"{arm.name}: latency, {len(latencies)} of {num_requests} requests")
+    return statistics.median(latencies)
+
+
+def _write_evidence(
+    run: OpenRun, contract_digest: str, rows: Sequence[Triple], results: dict[str, _ArmResult]
+) -> Evidence:
     values = {
         "num_test": len(rows),
-        "num_few_shot": config.evidence.num_few_shot,
-        "max_new_tokens": config.evidence.max_new_tokens,
+        "num_few_shot": run.config.evidence.num_few_shot,
+        "max_new_tokens": run.config.evidence.max_new_tokens,
         "normalisation": "case folded, inner white space single, punctuation at both ends removed",
-        "contract_digest": renderer.contract.digest,
-        "arms": {
-            name: {key: value for key, value in result.items() if key != "answers"} for name, result in results.items()
-        },
+        "contract_digest": contract_digest,
+        "arms": {name: result.metrics for name, result in results.items()},
     }
-    atomic_write_json(folder.evidence_file, values)
-    return Evidence(values, already_done=False)
-
-
-def _answer(
-    arm: Arm, engine: Any, renderer: Renderer, rows: Sequence[Triple], config: Config, status: Callable[[str], None]
-) -> dict[str, Any]:
-    sampling = SamplingParams(config.evidence.max_new_tokens)
-    # Like lengths together: less padding in a batch.
-    order = sorted(range(len(rows)), key=lambda index: len(arm.prompts[index]))
-    answers = [""] * len(rows)
-    for start in range(0, len(order), CHUNK):
-        chunk = order[start : start + CHUNK]
-        completions, _ = ray.get(engine.answer.remote([arm.prompts[index] for index in chunk], sampling))
-        for index, completion in zip(chunk, completions, strict=True):
-            answers[index] = renderer.tokenizer.decode(completion.token_ids, skip_special_tokens=True)
-        status(f"{arm.name}: {start + len(chunk)}/{len(rows)} rows")
-    latencies = []
-    for prompt in arm.prompts[: config.evidence.num_latency_rows]:
-        _, seconds = ray.get(engine.answer.remote([prompt], sampling))
-        latencies.append(seconds)
-        status(f"{arm.name}: latency, {len(latencies)} of {config.evidence.num_latency_rows} requests")
-    exact = [is_exact(answer, row.output) for answer, row in zip(answers, rows, strict=True)]
-    found = [contains_expected(answer, row.output) for answer, row in zip(answers, rows, strict=True)]
-    return {
-        "accuracy": fraction(exact),
-        "label_found": fraction(found),
-        "prompt_tokens": statistics.fmean(len(prompt) for prompt in arm.prompts),
-        "latency_p50_seconds": statistics.median(latencies),
-        "answers": answers,
-    }
-
-
-def _answer_lines(rows: Sequence[Triple], results: dict[str, dict[str, Any]]) -> str:
     lines = []
     for index, row in enumerate(rows):
-        answers = {name: result["answers"][index] for name, result in results.items()}
-        lines.append(json.dumps({"id": row.id, "expected": row.output, **answers}, ensure_ascii=False))
-    return "\n".join(lines) + "\n"
+        answers = {name: result.answers[index] for name, result in results.items()}
+        lines.append(json.dumps({"id": row.id, "expected": row.output, **answers}, ensure_ascii=False) + "\n")
+    evidence_file = run.folder.evidence_file
+    atomic_write_text(evidence_file.with_name("answers.jsonl"), "".join(lines))
+    # Written last: the stage is finished when this file exists.
+    atomic_write_json(evidence_file, values)
+    return Evidence(values, already_done=False)

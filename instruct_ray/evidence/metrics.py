@@ -1,26 +1,26 @@
-"""Answers -> numbers. Pure functions."""
+"""Accuracy metrics of answers. Pure functions."""
 
 import re
 from collections.abc import Sequence
 
-_EDGES = re.compile(r"^\W+|\W+$")
+_PUNCTUATION_AT_ENDS = re.compile(r"^\W+|\W+$")
 
 
-def normalise(text: str) -> str:
-    """The form in which answers are compared: case folded, inner white space single, no punctuation at either end."""
-    return _EDGES.sub("", " ".join(text.casefold().split()))
+def normalize(text: str) -> str:
+    """Normalize an answer for comparison: case folded, single spaces, no punctuation at either end."""
+    return _PUNCTUATION_AT_ENDS.sub("", " ".join(text.casefold().split()))
 
 
 def is_exact(answer: str, expected: str) -> bool:
-    """Whether the answer is the expected one, after normalisation."""
-    return normalise(answer) == normalise(expected)
+    """Whether the answer equals the expected one after normalization."""
+    return normalize(answer) == normalize(expected)
 
 
 def contains_expected(answer: str, expected: str) -> bool:
-    """Whether the expected answer stands anywhere in the answer, as whole words."""
-    return re.search(rf"(?<!\w){re.escape(normalise(expected))}(?!\w)", normalise(answer)) is not None
+    """Whether the answer contains the expected one as whole words, after normalization."""
+    return re.search(rf"(?<!\w){re.escape(normalize(expected))}(?!\w)", normalize(answer)) is not None
 
 
-def fraction(hits: Sequence[bool]) -> float:
-    """Share of true values."""
-    return sum(hits) / len(hits)
+def fraction(values: Sequence[bool]) -> float:
+    """Fraction of the values that are true."""
+    return sum(values) / len(values)

@@ -1,0 +1,1 @@
+"""Model folder -> engine -> text."""

@@ -1,4 +1,4 @@
-"""Prompt tokens -> answer tokens: what every engine offers, to evaluation and endpoint alike."""
+"""The engine interface: prompt token ids in, completion token ids out."""
 
 import threading
 from collections.abc import Callable, Sequence
@@ -6,83 +6,91 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Literal, Protocol
 
+# "length": max_new_tokens were generated; "cancelled": the client no longer wants the completion.
 FinishReason = Literal["stop", "length", "cancelled", "error"]
 
 
 @dataclass(frozen=True)
 class SamplingParams:
-    """How tokens are chosen."""
+    """How the tokens of a completion are chosen."""
 
     max_new_tokens: int
     temperature: float = 0.0
-    """0 takes the likeliest token."""
+    """0 is greedy decoding."""
     top_p: float = 1.0
     seed: int | None = None
+    """Makes a sampled completion repeatable."""
 
 
 @dataclass
 class GenerationRequest:
-    """One answer in the making. `on_token` and `on_finish` are called from the engine's thread."""
+    """A prompt and the callbacks that receive its completion; the engine's thread calls them."""
 
     prompt_ids: Sequence[int]
     sampling: SamplingParams
     on_token: Callable[[int], None]
-    """Called with each token of the answer; the stop token is not one of them."""
+    """Called with each new token except the stop token."""
     on_finish: Callable[[FinishReason], None]
-    """Called once, last."""
+    """Called exactly once, after the last token."""
     cancelled: threading.Event = field(default_factory=threading.Event)
-    """Set it to end the answer early."""
+    """Set by the caller to stop the generation early."""
 
 
 @dataclass(frozen=True)
 class Completion:
-    """A finished answer."""
+    """A finished completion, without its stop token."""
 
     token_ids: list[int]
     finish_reason: FinishReason
 
 
 class Engine(Protocol):
-    """A loaded model that answers requests, many at a time."""
+    """A loaded model that generates completions for many requests concurrently."""
 
     @property
     def max_context(self) -> int:
-        """Most tokens of prompt and answer together."""
+        """Maximum number of tokens of prompt and completion together."""
 
     @property
     def is_alive(self) -> bool:
-        """Whether requests are being answered."""
+        """Whether the engine still processes requests."""
 
     def submit(self, request: GenerationRequest) -> None:
-        """Queue a request; returns at once."""
+        """Queue a request without waiting for its completion."""
 
     def close(self) -> None:
-        """Finish what runs and stop."""
+        """Process the queued requests, then stop."""
 
 
-def generate_all(engine: Engine, prompts: Sequence[Sequence[int]], sampling: SamplingParams) -> list[Completion]:
-    """Answer all prompts and wait for the last; the order is that of the prompts.
+def generate_all(
+    engine: Engine, prompts: Sequence[Sequence[int]], sampling: SamplingParams | Sequence[SamplingParams]
+) -> list[Completion]:
+    """Generate the completions of all prompts and wait for them.
+
+    Args:
+        engine: the engine to use.
+        prompts: token ids of each prompt.
+        sampling: parameters for all prompts, or one entry per prompt.
+
+    Returns:
+        One completion per prompt, in the order of the prompts.
 
     Raises:
-        RuntimeError: the engine failed on one.
+        RuntimeError: the engine failed on at least one prompt.
     """
-    return generate_each(engine, [(prompt, sampling) for prompt in prompts])
-
-
-def generate_each(engine: Engine, asked: Sequence[tuple[Sequence[int], SamplingParams]]) -> list[Completion]:
-    """As `complete`, each prompt with its own sampling."""
-    answers: list[list[int]] = [[] for _ in asked]
-    reasons: list[FinishReason] = ["error"] * len(asked)
-    waiting = threading.Semaphore(0)
+    params = [sampling] * len(prompts) if isinstance(sampling, SamplingParams) else sampling
+    token_ids: list[list[int]] = [[] for _ in prompts]
+    finish_reasons: list[FinishReason] = ["error"] * len(prompts)
+    num_finished = threading.Semaphore(0)
 
     def finish(index: int, reason: FinishReason) -> None:
-        reasons[index] = reason
-        waiting.release()
+        finish_reasons[index] = reason
+        num_finished.release()
 
-    for index, (prompt, sampling) in enumerate(asked):
-        engine.submit(GenerationRequest(prompt, sampling, answers[index].append, partial(finish, index)))
-    for _ in asked:
-        waiting.acquire()
-    if "error" in reasons:
-        raise RuntimeError(f"the engine failed on {reasons.count('error')} of {len(asked)} prompts; see its log")
-    return [Completion(answer, reason) for answer, reason in zip(answers, reasons, strict=True)]
+    for index, (prompt_ids, prompt_params) in enumerate(zip(prompts, params, strict=True)):
+        engine.submit(GenerationRequest(prompt_ids, prompt_params, token_ids[index].append, partial(finish, index)))
+    for _ in prompts:
+        num_finished.acquire()
+    if num_failed := finish_reasons.count("error"):
+        raise RuntimeError(f"the engine failed on {num_failed} of {len(prompts)} prompts; see its log")
+    return [Completion(ids, reason) for ids, reason in zip(token_ids, finish_reasons, strict=True)]

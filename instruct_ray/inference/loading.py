@@ -1,4 +1,4 @@
-"""Model folder -> a loaded model: safetensors only, no code from the folder, adapters merged into their base."""
+"""Loads model folders for inference: safetensors only, no code from the folder, adapters merged into their base."""
 
 import hashlib
 import json
@@ -10,86 +10,89 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from instruct_ray.base_model.digest import folder_digest
 from instruct_ray.base_model.resolve import ADAPTER_CONFIG
+from instruct_ray.data.rendering.contract import CONTRACT_FILE
 from instruct_ray.errors import InputError
+from instruct_ray.files import sha256_file
 from instruct_ray.run.folder import MODEL_METADATA_FILE
 
-CONTRACT = "contract.json"
+# Besides the weights, the files that decide what a model generates.
+CONFIG_FILES = (CONTRACT_FILE, "config.json", "generation_config.json")
 
 
-def load_for_inference(folder: Path) -> PreTrainedModel:
-    """Load a model folder, or an adapter folder with its base, in the precision it was saved in.
+def load_for_inference(model_dir: Path) -> PreTrainedModel:
+    """Load a model or a merged adapter onto the GPU if there is one, in the precision it was saved in.
 
     Raises:
-        InputError: the base that the adapter belongs to is not where it was when the adapter was trained, or not what
-            it was.
+        InputError: the base model of the adapter was moved or changed since the adapter was trained.
     """
-    model = load_merged(folder) if (folder / ADAPTER_CONFIG).is_file() else _load(folder)
+    model = load_merged(model_dir) if (model_dir / ADAPTER_CONFIG).is_file() else _load_model(model_dir)
     return model.eval().to("cuda" if torch.cuda.is_available() else "cpu")
 
 
-def load_merged(folder: Path) -> PreTrainedModel:
-    """Load an adapter folder's base with the adapter merged into it, on the CPU, in the precision of the base.
+def load_merged(adapter_dir: Path) -> PreTrainedModel:
+    """Load an adapter merged into its base model, on the CPU, in the precision of the base model.
 
     Raises:
-        InputError: the base is not where it was when the adapter was trained, or not what it was.
+        InputError: the folder holds no adapter, or its base model was moved or changed since the adapter was trained.
     """
-    base = adapter_base(folder)
-    if base is None:
-        raise InputError(f"{folder} is no adapter folder: it has no {ADAPTER_CONFIG}")
-    _check_unchanged(folder, base)
-    return PeftModel.from_pretrained(_load(base), str(folder), torch_device="cpu").merge_and_unload()
+    base_dir = find_adapter_base(adapter_dir)
+    if base_dir is None:
+        raise InputError(f"{adapter_dir} is not an adapter folder: it has no {ADAPTER_CONFIG}")
+    _check_base_unchanged(adapter_dir, base_dir)
+    return PeftModel.from_pretrained(_load_model(base_dir), str(adapter_dir), torch_device="cpu").merge_and_unload()
 
 
-def adapter_base(folder: Path) -> Path | None:
-    """The base model's folder of an adapter folder; None where it is no adapter.
+def find_adapter_base(model_dir: Path) -> Path | None:
+    """Return the base model folder of an adapter folder, or None for a full model.
 
     Raises:
-        InputError: the base is not where it was when the adapter was trained.
+        InputError: the base model is not where it was when the adapter was trained.
     """
-    adapter = folder / ADAPTER_CONFIG
-    if not adapter.is_file():
+    adapter_config = model_dir / ADAPTER_CONFIG
+    if not adapter_config.is_file():
         return None
-    base = Path(json.loads(adapter.read_text())["base_model_name_or_path"])
-    if not base.is_dir():
-        raise InputError(f"{folder}: the adapter's base model is expected in {base}, which does not exist here")
-    return base
+    base_dir = Path(json.loads(adapter_config.read_text())["base_model_name_or_path"])
+    if not base_dir.is_dir():
+        raise InputError(f"{model_dir}: the adapter's base model is expected in {base_dir}, which does not exist here")
+    return base_dir
 
 
-def model_digest(folder: Path) -> str:
-    """sha256 over all that decides a model folder's answers: weights, contract, configuration; of an adapter also its
-    base's digest, but not where that lies.
+def model_digest(model_dir: Path) -> str:
+    """Compute the sha256 of everything that decides what a model generates.
+
+    This covers the weights, the contract and the configuration. For an adapter it also covers the digest of the base
+    model, but not the path of the base model.
 
     Raises:
-        InputError: it holds no safetensors.
+        InputError: the folder holds no safetensors, or the base model of the adapter is missing.
     """
-    weights = sorted(folder.glob("*.safetensors"))
+    weights = sorted(model_dir.glob("*.safetensors"))
     if not weights:
-        raise InputError(f"{folder}: no model here (no safetensors)")
-    parts: list[object] = []
-    for file in [*weights, *(folder / name for name in (CONTRACT, "config.json", "generation_config.json"))]:
-        if file.is_file():
-            with file.open("rb") as stream:
-                parts.append([file.name, hashlib.file_digest(stream, "sha256").hexdigest()])
-    if adapter_base(folder) is not None:
-        config = json.loads((folder / ADAPTER_CONFIG).read_text())
-        config.pop("base_model_name_or_path")
-        parts += [config, json.loads((folder / MODEL_METADATA_FILE).read_text())["base_digest"]]
-    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+        raise InputError(f"{model_dir}: no model here (no safetensors)")
+    files = [*weights, *(model_dir / name for name in CONFIG_FILES)]
+    content: list[object] = [[file.name, sha256_file(file)] for file in files if file.is_file()]
+    if find_adapter_base(model_dir) is not None:
+        adapter_config = json.loads((model_dir / ADAPTER_CONFIG).read_text())
+        adapter_config.pop("base_model_name_or_path")
+        metadata = json.loads((model_dir / MODEL_METADATA_FILE).read_text())
+        content += [adapter_config, metadata["base_digest"]]
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
-def _check_unchanged(adapter: Path, base: Path) -> None:
-    # What is still being exported has no record yet; its base was read a moment ago.
-    record = adapter / MODEL_METADATA_FILE
-    if not record.is_file():
+def _check_base_unchanged(adapter_dir: Path, base_dir: Path) -> None:
+    metadata_file = adapter_dir / MODEL_METADATA_FILE
+    # During an export the metadata is not written yet, and the base model has just been read.
+    if not metadata_file.is_file():
         return
-    expected, found = json.loads(record.read_text())["base_folder_digest"], folder_digest(base)
-    if found != expected:
+    expected = json.loads(metadata_file.read_text())["base_folder_digest"]
+    actual = folder_digest(base_dir)
+    if actual != expected:
         raise InputError(
-            f"{adapter}: the adapter was trained on {expected[:12]}, its base {base} now holds {found[:12]}"
+            f"{adapter_dir}: the adapter was trained on {expected[:12]}, its base {base_dir} now holds {actual[:12]}"
         )
 
 
-def _load(folder: Path) -> PreTrainedModel:
+def _load_model(model_dir: Path) -> PreTrainedModel:
     return AutoModelForCausalLM.from_pretrained(
-        folder, local_files_only=True, use_safetensors=True, dtype="auto", attn_implementation="sdpa"
+        model_dir, local_files_only=True, use_safetensors=True, dtype="auto", attn_implementation="sdpa"
     )

@@ -1,0 +1,1 @@
+"""Model and evidence -> a version in the MLflow model registry."""

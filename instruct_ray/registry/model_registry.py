@@ -1,65 +1,66 @@
-"""The registry: versions whose aliases move, and files that are what their tags say. No pickle, no MLflow flavour."""
+"""The MLflow model registry: moves aliases and downloads versions. No pickle and no MLflow model flavor is used."""
 
 from pathlib import Path
 
-from instruct_ray.data.rendering.contract import PromptContract
+from instruct_ray.data.rendering.contract import CONTRACT_FILE, PromptContract
 from instruct_ray.errors import InputError
 from instruct_ray.files import atomic_directory
 from instruct_ray.tracking.registry_reader import ModelVersion, RegistryReader
 
-PREVIOUS = "previous"
+# Alias of the version that `promote` replaced.
+PREVIOUS_ALIAS = "previous"
 
 
 class ModelRegistry(RegistryReader):
-    """The MLflow model registry at a URI."""
+    """The model registry at a URI, for reading and writing."""
 
     def promote(self, name: str, alias: str, number: str) -> None:
-        """Point an alias to a version; the one it pointed to before becomes `previous`.
+        """Point an alias to a version; the version it pointed to before gets the alias `previous`.
 
         Raises:
-            InputError: there is no such version.
+            InputError: the version does not exist.
         """
         self.get(name, number)
         current = self.aliases(name).get(alias)
         if current is not None and current != number:
-            self.client.set_registered_model_alias(name, PREVIOUS, current)
+            self.client.set_registered_model_alias(name, PREVIOUS_ALIAS, current)
         self.client.set_registered_model_alias(name, alias, number)
 
     def rollback(self, name: str, alias: str) -> str:
-        """Exchange an alias and `previous`; returns the number that the alias points to now.
+        """Swap an alias with `previous`; returns the version number that the alias points to now.
 
         Raises:
             InputError: there is no previous version.
         """
-        previous = self.aliases(name).get(PREVIOUS)
+        previous = self.aliases(name).get(PREVIOUS_ALIAS)
         if previous is None:
-            raise InputError(f"registered model {name} has no previous version to go back to")
+            raise InputError(f"registered model {name} has no previous version to roll back to")
         self.promote(name, alias, previous)
         return previous
 
     def download(self, version: ModelVersion, target: Path) -> Path:
-        """Copy a version's files into a folder and check that they are what its tags say.
+        """Download the files of a version into a folder and check their contract; returns the model folder.
 
         Raises:
-            InputError: its files follow another contract than it was registered with.
+            InputError: the contract differs from the one in the version's tags.
         """
-        folder = self.copy(version, target)
-        found = PromptContract.load(folder / "contract.json").digest
+        model_dir = self.copy(version, target)
+        actual = PromptContract.load(model_dir / CONTRACT_FILE).digest
         expected = version.tags["contract_digest"]
-        if found != expected:
+        if actual != expected:
             raise InputError(
-                f"{version.name}/{version.number}: files follow contract {found[:12]}, tags {expected[:12]}"
+                f"{version.name}/{version.number}: its files have contract {actual[:12]}, its tags {expected[:12]}"
             )
-        return folder
+        return model_dir
 
-    def fetch(self, version: ModelVersion, cache: Path) -> Path:
-        """As `download`, into a folder of its own in `cache`, once.
+    def fetch(self, version: ModelVersion, cache_dir: Path) -> Path:
+        """Download a version unless it is in the cache already; returns the model folder.
 
         Raises:
-            InputError: as `download`.
+            InputError: the contract differs from the one in the version's tags.
         """
-        folder = cache / f"{version.name}-{version.number}"
-        if not folder.is_dir():
-            with atomic_directory(folder) as unfinished:
-                self.download(version, unfinished)
-        return folder
+        model_dir = cache_dir / f"{version.name}-{version.number}"
+        if not model_dir.is_dir():
+            with atomic_directory(model_dir) as temporary_dir:
+                self.download(version, temporary_dir)
+        return model_dir

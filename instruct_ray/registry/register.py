@@ -1,4 +1,4 @@
-"""Model and evidence of a run -> a registered version that the alias points to."""
+"""The register stage: the tuned model and evidence of a run -> a registered version that the alias points to."""
 
 import json
 import logging
@@ -20,33 +20,38 @@ logger = logging.getLogger(__name__)
 
 
 def register(config: Config, status: Callable[[str], None]) -> tuple[ModelVersion, bool]:
-    """Register the tuned model of a run and point the alias to it; the second value tells if that was done before.
+    """Register the tuned model of a run and point the alias to the new version.
+
+    Returns:
+        The version, and whether the run was already registered.
 
     Raises:
-        InputError: the run has no evidence yet, or the config changed since it began.
+        InputError: the run has no evidence yet, or its config has changed.
+        RuntimeError: the MLflow server can't be reached.
     """
     evidence = load_evidence(config)
     run = open_run(config, "register")
     folder = run.folder
-    record = json.loads((folder.model_dir / MODEL_METADATA_FILE).read_text())
+    metadata = json.loads((folder.model_dir / MODEL_METADATA_FILE).read_text())
     status("opening the registry")
     registry = ModelRegistry(tracking_uri(config))
     name = config.registry.name
     if folder.version_file.is_file():
         return registry.get(name, json.loads(folder.version_file.read_text())["version"]), True
 
-    status("completing the training's metrics")
-    run_id = finish_pending_upload(config, logger.warning) or record["mlflow_run_id"]
+    status("uploading the remaining metrics")
+    run_id = finish_pending_upload(config, logger.warning) or metadata["mlflow_run_id"]
     if run_id is None:
         raise RuntimeError(
-            f"{redact_credentials(tracking_uri(config))} can't be reached; register again when it answers"
+            f"{redact_credentials(tracking_uri(config))} can't be reached; run `instruct-ray register` again later"
         )
     status("uploading the model")
-    model_id = _upload(registry, config, record, run_id, evidence)
+    tags = _build_tags(metadata, config)
+    model_id = _upload(registry, config, tags, run_id, evidence)
     status("creating the version")
     if not registry.client.search_registered_models(filter_string=f"name = '{name}'"):
         registry.client.create_registered_model(name)
-    number = _create_version(registry, name, model_id, run_id, _tags(record, config))
+    number = _create_version(registry, name, model_id, run_id, tags)
     registry.promote(name, config.registry.alias, number)
     run.freeze()
     atomic_write_json(folder.version_file, {"name": name, "version": number})
@@ -54,27 +59,30 @@ def register(config: Config, status: Callable[[str], None]) -> tuple[ModelVersio
 
 
 def _create_version(registry: ModelRegistry, name: str, model_id: str, run_id: str, tags: dict[str, str]) -> str:
-    """A new version; or the one that a registration killed before its end left behind."""
-    left_behind = registry.client.search_model_versions(f"name = '{name}' and run_id = '{run_id}'")
-    if left_behind:
-        return str(left_behind[0].version)
-    created = registry.client.create_model_version(
+    """Create the version of a run, unless an interrupted registration created it already; returns its number."""
+    existing = registry.client.search_model_versions(f"name = '{name}' and run_id = '{run_id}'")
+    if existing:
+        return str(existing[0].version)
+    version = registry.client.create_model_version(
         name, source=f"models:/{model_id}", run_id=run_id, tags=tags, model_id=model_id
     )
-    return str(created.version)
+    return str(version.version)
 
 
 def _upload(
-    registry: ModelRegistry, config: Config, record: dict[str, Any], run_id: str, evidence: dict[str, Any]
+    registry: ModelRegistry, config: Config, tags: dict[str, str], run_id: str, evidence: dict[str, Any]
 ) -> str:
-    """The model's files as an MLflow logged model, ready only when all are there. Returns its id."""
+    """Upload the model and its evidence as an MLflow logged model; returns its id.
+
+    The model becomes READY after all its files are uploaded.
+    """
     folder, client = RunFolder.from_config(config), registry.client
     model = client.create_logged_model(
         get_or_create_experiment(client, config),
         name=config.run.name,
         source_run_id=run_id,
         model_type="causal-lm",
-        tags=_tags(record, config),
+        tags=tags,
     )
     client.log_model_artifacts(model.model_id, str(folder.model_dir))
     client.log_model_artifact(model.model_id, str(folder.evidence_file))
@@ -84,14 +92,14 @@ def _upload(
     return str(model.model_id)
 
 
-def _tags(record: dict[str, Any], config: Config) -> dict[str, str]:
-    """Where a version comes from."""
+def _build_tags(metadata: dict[str, Any], config: Config) -> dict[str, str]:
+    """Build the tags that record where a version comes from."""
     return {
         "run": config.run.name,
-        "base": record["base"],
-        "base_digest": record["base_digest"],
-        "form": record["form"],
-        "data_digest": record["packs_digest"],
-        "contract_digest": record["contract_digest"],
+        "base": metadata["base"],
+        "base_digest": metadata["base_digest"],
+        "form": metadata["form"],
+        "data_digest": metadata["packs_digest"],
+        "contract_digest": metadata["contract_digest"],
         "config": config.model_dump_json(include={"model", "data", "train"}),
     }

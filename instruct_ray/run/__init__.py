@@ -1,0 +1,1 @@
+"""One run: its folder, frozen config, lock and events."""

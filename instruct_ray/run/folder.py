@@ -1,11 +1,11 @@
-"""RunConfig -> the folder of a run: where each arrow finds its input and leaves its output."""
+"""Paths of the files in a run folder, through which the stages pass their results on."""
 
 from dataclasses import dataclass
 from pathlib import Path
 
 from instruct_ray.config.schema import Config
 
-# In a model folder: what it was made from.
+# A file in a model folder: base model, packs, contract and MLflow run that the model was made from.
 MODEL_METADATA_FILE = "instruct_ray.json"
 
 
@@ -17,64 +17,65 @@ class RunFolder:
 
     @classmethod
     def from_config(cls, config: Config) -> "RunFolder":
+        """The folder of the run that a config names."""
         return cls(config.run.storage / config.run.name)
 
     @property
     def packs_dir(self) -> Path:
-        """Prepared packs, one folder per digest of what they were made from."""
+        """Prepared packs: one folder per digest of the inputs."""
         return self.path / "packs"
 
     @property
     def test_rows_file(self) -> Path:
-        """The frozen held-out rows."""
+        """The rows held out for the test, as JSON lines."""
         return self.path / "test.jsonl"
 
     @property
     def validation_rows_file(self) -> Path:
-        """The rows held out to compare checkpoints."""
+        """The rows held out to validate checkpoints, as JSON lines."""
         return self.path / "validation.jsonl"
 
     @property
     def ray_train_dir(self) -> Path:
-        """Ray Train's folder: checkpoints and its own state."""
+        """The folder of Ray Train: its checkpoints and its own state."""
         return self.path / "train"
 
     @property
     def metrics_file(self) -> Path:
-        """One JSON line per optimizer step."""
+        """Training metrics: one JSON line per optimizer step."""
         return self.path / "metrics.jsonl"
 
     @property
     def events_file(self) -> Path:
-        """One JSON line per event: what the run decided by itself, such as to resume or to skip a step."""
+        """Events: one JSON line each, for example that the run resumed or skipped a step."""
         return self.path / "events.jsonl"
 
     @property
     def validation_dir(self) -> Path:
-        """What validation said of each checkpoint, and the best model."""
+        """Validation results of the checkpoints, and the best model."""
         return self.path / "validation"
 
     @property
     def validation_scores_file(self) -> Path:
-        """One JSON line per validated checkpoint."""
+        """Validation results: one JSON line per checkpoint."""
         return self.validation_dir / "scores.jsonl"
 
     @property
     def model_dir(self) -> Path:
-        """The tuned model or adapter as a Hugging Face folder."""
+        """The tuned model or adapter, as a Hugging Face folder."""
         return self.path / "model"
 
     @property
     def contract_file(self) -> Path:
-        """How chats become tokens; equal from prepare to serve."""
+        """How chats become tokens; the same from prepare to serve."""
         return self.path / "contract.json"
 
     @property
     def evidence_file(self) -> Path:
-        """The comparison of the tuned model with its base."""
+        """The comparison of the tuned model with its base model."""
         return self.path / "evidence" / "evidence.json"
 
     @property
     def version_file(self) -> Path:
-        """Which registry version this run became."""
+        """The registry version that this run was registered as."""
         return self.path / "version.json"

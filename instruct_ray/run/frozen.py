@@ -1,4 +1,4 @@
-"""The config that a run is bound to: frozen by the first stage that uses it, compared by every later one."""
+"""The config of a run, frozen by the first stage that uses a section and compared by every later stage."""
 
 import json
 from collections.abc import Iterator
@@ -13,8 +13,8 @@ from instruct_ray.errors import InputError
 from instruct_ray.files import atomic_write_json
 from instruct_ray.run.folder import RunFolder
 
-# These may change when a run continues: how it is carried out, and where its sources are, which are identified by their
-# content.
+# Keys that may change when a run is resumed: how the run is executed, and the paths of its sources. Sources are
+# identified by their content.
 RESUME_SAFE_KEYS = frozenset(
     {
         "data.sources",
@@ -39,14 +39,14 @@ RESUME_SAFE_KEYS = frozenset(
 
 
 def check_config_unchanged(config: Config, *sections: str) -> None:
-    """Refuse config sections that differ from those an earlier stage of the run froze.
+    """Check that config sections equal the ones that an earlier stage of the run froze.
 
-    An option that did not exist when the run began counts as frozen at its default.
+    A key that did not exist when the section was frozen counts as frozen at its default.
 
     Raises:
-        InputError: names the keys with both values.
+        InputError: a key differs. The message names the keys and both values.
     """
-    frozen, current = _read_frozen(config), _sections(config, sections)
+    frozen, current = _read_frozen(config), _dump_sections(config, sections)
     changed = [
         f"{key} was {_lookup(frozen, key)!r}, now {_lookup(current, key)!r}"
         for section in sorted(current.keys() & frozen.keys())
@@ -55,23 +55,23 @@ def check_config_unchanged(config: Config, *sections: str) -> None:
     ]
     if changed:
         raise InputError(
-            f"run {config.run.name} in {config.run.storage} was made with another config ({'; '.join(changed)}); "
-            "use another run.name or the old values"
+            f"run {config.run.name} in {config.run.storage} was started with a different config "
+            f"({'; '.join(changed)}); use the old values or another run.name"
         )
 
 
 def freeze_config(config: Config, *sections: str) -> None:
-    """Bind a run to these config sections, once something has been made from them.
+    """Save these config sections as those of the run. A stage calls it once its input is known to be valid.
 
     Raises:
-        InputError: as `check_config_unchanged`.
+        InputError: a key differs from an earlier stage, as in `check_config_unchanged`.
     """
     check_config_unchanged(config, *sections)
-    atomic_write_json(_frozen_file(config), _read_frozen(config) | _sections(config, sections))
+    atomic_write_json(_frozen_file(config), _read_frozen(config) | _dump_sections(config, sections))
 
 
 def read_frozen_section(config: Config, section: str) -> dict[str, Any] | None:
-    """A section as an earlier stage froze it, options unknown to that stage at their defaults; None if it did not."""
+    """A frozen section, with keys that are newer than it at their defaults; None if no stage froze it."""
     return _read_frozen(config).get(section)
 
 
@@ -86,15 +86,15 @@ def _read_frozen(config: Config) -> dict[str, Any]:
         section = dict(config).get(name)
         if isinstance(section, BaseModel):
             values[name] = _fill_defaults(type(section), values[name], section)
-    # A run that is moved as a whole is the same run.
+    # A run folder may be moved to another storage.
     values.get("run", {}).pop("storage", None)
     return values
 
 
 def _fill_defaults(schema: type[BaseModel], values: dict[str, Any], current: BaseModel) -> dict[str, Any]:
-    """The values with each missing option at its default, in nested sections too.
+    """The values with each missing key at its default, in nested sections too.
 
-    `current` tells the schema of a nested section; one that is None now has no schema, and none is needed: the section
+    The schema of a nested section is taken from `current`. A section that is None there needs no schema, since it
     differs as a whole.
     """
     filled = {
@@ -109,7 +109,7 @@ def _fill_defaults(schema: type[BaseModel], values: dict[str, Any], current: Bas
     return filled
 
 
-def _sections(config: Config, names: tuple[str, ...]) -> dict[str, Any]:
+def _dump_sections(config: Config, names: tuple[str, ...]) -> dict[str, Any]:
     values = config.model_dump(mode="json", include=set(names))
     values.get("run", {}).pop("storage", None)
     return values

@@ -1,0 +1,1 @@
+"""A version -> an OpenAI-compatible endpoint on Ray Serve."""

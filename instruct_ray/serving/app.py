@@ -1,4 +1,4 @@
-"""Configuration -> a Ray Serve application; the import path of `jobs.serve` and of every Serve config file."""
+"""The Ray Serve application: a gateway and model replicas. Serve config files import `build_app` from here."""
 
 from pydantic import field_validator
 from ray import serve
@@ -10,27 +10,27 @@ from instruct_ray.runtime_env import worker_runtime_env
 from instruct_ray.serving.gateway import Gateway, api
 from instruct_ray.serving.replica import ModelReplica
 
-# Longer than any answer takes: a replica that is replaced finishes what it answers.
+# Longer than any completion takes, so that a replica that is replaced can finish its requests.
 GRACEFUL_SHUTDOWN_SECONDS = 120
 GATEWAY_CPUS = 0.1
 
 
 class AppArgs(Section):
-    """What `build_app` takes: the same options as the jobs."""
+    """Arguments of `build_app`, with the names and defaults of the run config."""
 
     registry: RegistryConfig
     serving: ServingConfig = ServingConfig()
 
     @field_validator("registry")
     @classmethod
-    def _has_uri(cls, registry: RegistryConfig) -> RegistryConfig:
+    def _check_uri(cls, registry: RegistryConfig) -> RegistryConfig:
         if registry.uri is None:
             raise ValueError("an application needs registry.uri")
         return registry
 
 
 def build_app(args: AppArgs) -> Application:
-    """The endpoint: a gateway in front of engine replicas, all serving the version behind `registry.alias`."""
+    """Build the application; its replicas serve the version that `registry.alias` points to."""
     serving = args.serving
     replica = serve.deployment(
         ModelReplica,
@@ -40,7 +40,7 @@ def build_app(args: AppArgs) -> Application:
             "num_gpus": serving.num_gpus,
             "runtime_env": worker_runtime_env(use_gpu=serving.num_gpus > 0),
         },
-        # The engine forms its batches from what is in flight.
+        # Enough for a running batch and the next one: the engine batches only the requests that a replica has.
         max_ongoing_requests=2 * serving.max_batch_size,
         max_queued_requests=serving.max_queued_requests,
         graceful_shutdown_timeout_s=GRACEFUL_SHUTDOWN_SECONDS,

@@ -1,4 +1,7 @@
-"""The part of OpenAI's chat API that the endpoint speaks; anything else is refused by name, never ignored."""
+"""The supported part of OpenAI's chat API: request and response bodies.
+
+A request with a field or value that is not supported is rejected with its name; nothing is silently ignored.
+"""
 
 import time
 import uuid
@@ -11,10 +14,11 @@ from instruct_ray.inference.engine import SamplingParams
 
 MAX_MESSAGES = 256
 MAX_CHARACTERS = 1_000_000
+MAX_STOP_STRINGS = 4
 
 
 class TextPart(BaseModel):
-    """Content in parts, as some clients send it; text only."""
+    """A text part of a message; some clients send a list of parts instead of a string."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -23,7 +27,7 @@ class TextPart(BaseModel):
 
 
 class ChatMessage(BaseModel):
-    """One turn of the conversation."""
+    """One message of a chat."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -31,14 +35,14 @@ class ChatMessage(BaseModel):
     content: Annotated[str, Field(max_length=MAX_CHARACTERS)] | list[TextPart]
     name: str | None = None
 
-    def as_message(self) -> Message:
-        """The turn as the contract renders it."""
+    def to_message(self) -> Message:
+        """Convert to the form that the renderer takes."""
         text = self.content if isinstance(self.content, str) else "".join(part.text for part in self.content)
         return Message(role="system" if self.role == "developer" else self.role, content=text)
 
 
 class StreamOptions(BaseModel):
-    """Options of a streamed answer."""
+    """Options of a streamed response."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -61,37 +65,38 @@ class ChatRequest(BaseModel):
     stream: bool = False
     stream_options: StreamOptions | None = None
     user: str | None = None
-    # Known to every client; only their neutral values are supported.
+    # Clients send these fields with their defaults; no other value is supported.
     n: Literal[1] = 1
     logprobs: Literal[False] | None = None
     presence_penalty: Annotated[float, Field(ge=0, le=0)] | None = None
     frequency_penalty: Annotated[float, Field(ge=0, le=0)] | None = None
 
     @model_validator(mode="after")
-    def _limits_agree(self) -> "ChatRequest":
+    def _check_limits(self) -> "ChatRequest":
         if None not in (self.max_tokens, self.max_completion_tokens) and self.max_tokens != self.max_completion_tokens:
             raise ValueError("max_tokens and max_completion_tokens differ; send one of them")
-        if isinstance(self.stop, list) and len(self.stop) > 4:
-            raise ValueError("stop takes at most 4 strings")
+        if isinstance(self.stop, list) and len(self.stop) > MAX_STOP_STRINGS:
+            raise ValueError(f"stop takes at most {MAX_STOP_STRINGS} strings")
         return self
 
     @property
-    def num_requested(self) -> int | None:
-        """Most tokens the client wants, or None."""
+    def max_tokens_requested(self) -> int | None:
+        """Maximum number of completion tokens that the client requested; None if it set no limit."""
         return self.max_completion_tokens or self.max_tokens
 
     @property
     def stop_strings(self) -> list[str]:
-        """Strings that end the answer."""
+        """Strings that end the completion."""
         return [self.stop] if isinstance(self.stop, str) else self.stop or []
 
-    def sampling(self, limit: int) -> SamplingParams:
-        """How the engine chooses tokens, with `limit` as the most of them."""
-        return SamplingParams(min(self.num_requested or limit, limit), self.temperature, self.top_p, self.seed)
+    def sampling_params(self, limit: int) -> SamplingParams:
+        """Build the sampling parameters, with at most `limit` new tokens."""
+        max_new_tokens = min(self.max_tokens_requested or limit, limit)
+        return SamplingParams(max_new_tokens, self.temperature, self.top_p, self.seed)
 
 
 class ModelInfo(BaseModel):
-    """What a replica serves."""
+    """The registered version that a replica serves."""
 
     name: str
     alias: str
@@ -101,54 +106,55 @@ class ModelInfo(BaseModel):
 
     @property
     def fingerprint(self) -> str:
-        """Ties an answer to the version and contract that made it."""
+        """The `system_fingerprint` of responses: identifies the version and its contract."""
         return f"{self.name}-{self.version}-{self.contract_digest[:12]}"
 
     @property
-    def ids(self) -> tuple[str, str]:
-        """The model names that clients may use."""
+    def served_names(self) -> tuple[str, str]:
+        """Model names that clients can use."""
         return self.name, f"{self.name}@{self.alias}"
 
-    def card(self, model_id: str) -> dict[str, Any]:
-        """An entry of /v1/models."""
-        return {"id": model_id, "object": "model", "created": 0, "owned_by": "instruct_ray", "version": self.version}
+    def to_openai_model(self, name: str) -> dict[str, Any]:
+        """Build the entry of a served name in /v1/models."""
+        return {"id": name, "object": "model", "created": 0, "owned_by": "instruct_ray", "version": self.version}
 
 
-def completion_body(
-    request: ChatRequest, info: ModelInfo, text: str, reason: str, usage: dict[str, int]
+def build_completion(
+    request: ChatRequest, info: ModelInfo, text: str, finish_reason: str, usage: dict[str, int]
 ) -> dict[str, Any]:
-    """The whole answer."""
+    """Build the body of a response that is not streamed."""
     message = {"role": "assistant", "content": text}
-    choice = {"index": 0, "message": message, "finish_reason": reason, "logprobs": None}
-    return {**_head(request, info, "chat.completion"), "choices": [choice], "usage": usage}
+    choice = {"index": 0, "message": message, "finish_reason": finish_reason, "logprobs": None}
+    return {**_build_header(request, info, "chat.completion"), "choices": [choice], "usage": usage}
 
 
-class ChunkMaker:
-    """Makes the events of one streamed answer, which share id and time."""
+class ChunkBuilder:
+    """Builds the chunks of one streamed response; all of them have the same id and time."""
 
     def __init__(self, request: ChatRequest, info: ModelInfo) -> None:
-        self._head = _head(request, info, "chat.completion.chunk")
+        self._header = _build_header(request, info, "chat.completion.chunk")
 
-    def delta(self, delta: dict[str, str], reason: str | None = None) -> dict[str, Any]:
-        """A piece of the answer, or its end."""
-        return {**self._head, "choices": [{"index": 0, "delta": delta, "finish_reason": reason, "logprobs": None}]}
+    def delta(self, delta: dict[str, str], finish_reason: str | None = None) -> dict[str, Any]:
+        """Build a chunk with new content, or the one with the finish reason."""
+        choice = {"index": 0, "delta": delta, "finish_reason": finish_reason, "logprobs": None}
+        return {**self._header, "choices": [choice]}
 
     def usage(self, usage: dict[str, int]) -> dict[str, Any]:
-        """The closing event with the token counts."""
-        return {**self._head, "choices": [], "usage": usage}
+        """Build the last chunk, with the token counts."""
+        return {**self._header, "choices": [], "usage": usage}
 
 
-def error_body(
-    message: str, kind: str = "invalid_request_error", param: str | None = None, code: str | None = None
+def build_error(
+    message: str, type: str = "invalid_request_error", param: str | None = None, code: str | None = None
 ) -> dict[str, Any]:
-    """An error as OpenAI's clients read it."""
-    return {"error": {"message": message, "type": kind, "param": param, "code": code}}
+    """Build the body of an error response."""
+    return {"error": {"message": message, "type": type, "param": param, "code": code}}
 
 
-def _head(request: ChatRequest, info: ModelInfo, kind: str) -> dict[str, Any]:
+def _build_header(request: ChatRequest, info: ModelInfo, object_type: str) -> dict[str, Any]:
     return {
         "id": f"chatcmpl-{uuid.uuid4().hex}",
-        "object": kind,
+        "object": object_type,
         "created": int(time.time()),
         "model": request.model,
         "system_fingerprint": info.fingerprint,

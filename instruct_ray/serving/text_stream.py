@@ -1,4 +1,4 @@
-"""Answer tokens -> pieces of text: whole characters only, ended by stop strings, which are never sent."""
+"""Incremental detokenization: token ids -> text in whole characters, ended by stop strings, which are never sent."""
 
 from collections.abc import Sequence
 
@@ -7,35 +7,38 @@ from tokenizers.decoders import DecodeStream
 
 
 class TextStream:
-    """Turns the tokens of one answer into text as they come."""
+    """Decodes the tokens of one completion as they are generated."""
 
     def __init__(self, tokenizer: Tokenizer, stop_strings: Sequence[str]) -> None:
         self._tokenizer = tokenizer
         self._decoder = DecodeStream(skip_special_tokens=True)
         self._stop_strings = stop_strings
-        self._held = ""
+        self._pending = ""
         self.stopped = False
-        """Whether a stop string ended the answer."""
+        """Whether a stop string ended the text."""
 
     def push(self, token_id: int) -> str:
-        """The text that is certain after one more token; empty while a character or a stop string may be incomplete."""
-        self._held += self._decoder.step(self._tokenizer, token_id) or ""
-        found = [at for stop in self._stop_strings if (at := self._held.find(stop)) >= 0]
-        if found:
+        """Add a token and return the text that is final now.
+
+        The result is empty while a character or a stop string may be incomplete.
+        """
+        self._pending += self._decoder.step(self._tokenizer, token_id) or ""
+        positions = [at for stop in self._stop_strings if (at := self._pending.find(stop)) >= 0]
+        if positions:
             self.stopped = True
-            text, self._held = self._held[: min(found)], ""
+            text, self._pending = self._pending[: min(positions)], ""
             return text
-        keep = max((self._overlap(stop) for stop in self._stop_strings), default=0)
-        cut = len(self._held) - keep
-        text, self._held = self._held[:cut], self._held[cut:]
+        num_pending = max((self._partial_match_length(stop) for stop in self._stop_strings), default=0)
+        end = len(self._pending) - num_pending
+        text, self._pending = self._pending[:end], self._pending[end:]
         return text
 
     def flush(self) -> str:
-        """What was held back, once no further token comes."""
-        text, self._held = self._held, ""
+        """Return the pending text after the last token."""
+        text, self._pending = self._pending, ""
         return text
 
-    def _overlap(self, stop: str) -> int:
-        """Length of the longest end of the held text that a stop string begins with."""
-        longest = min(len(stop) - 1, len(self._held))
-        return next((size for size in range(longest, 0, -1) if self._held.endswith(stop[:size])), 0)
+    def _partial_match_length(self, stop: str) -> int:
+        """Length of the longest suffix of the pending text that is a prefix of a stop string."""
+        max_length = min(len(stop) - 1, len(self._pending))
+        return next((size for size in range(max_length, 0, -1) if self._pending.endswith(stop[:size])), 0)

@@ -1,0 +1,1 @@
+"""MLflow: metrics uploaded beside training, and registered versions read."""

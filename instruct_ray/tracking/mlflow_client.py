@@ -1,4 +1,4 @@
-"""Config -> the MLflow server or database of runs and versions, and a client of it."""
+"""The MLflow server or database that the config names, and a client for it."""
 
 import logging
 import os
@@ -13,15 +13,15 @@ if TYPE_CHECKING:
 
 
 def tracking_uri(config: Config) -> str:
-    """Where runs and versions are kept: `registry.uri`, or a SQLite file beside the runs."""
+    """Return the MLflow URI for runs and versions: `registry.uri`, or a SQLite file in `run.storage`."""
     return config.registry.uri or f"sqlite:///{_local_database(config)}"
 
 
 def require_registry_uri(config: Config) -> str:
-    """As `tracking_uri`, for those that only read: no database is made.
+    """Return the URI of a registry that exists. For readers: connecting to a new URI would create a database.
 
     Raises:
-        InputError: nothing was ever registered there.
+        InputError: nothing has been registered in `run.storage` yet.
     """
     if config.registry.uri is None and not _local_database(config).is_file():
         raise InputError(f"nothing is registered under {config.run.storage}; run `instruct-ray register` first")
@@ -33,13 +33,13 @@ def _local_database(config: Config) -> Path:
 
 
 def connect_mlflow(uri: str) -> "MlflowClient":
-    """An MLflow client for runs and registry, quiet, without usage reports and without loaders that unpickle."""
+    """Create an MLflow client without telemetry, progress output and pickle loading."""
     os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
     os.environ["MLFLOW_ALLOW_PICKLE_DESERIALIZATION"] = "false"
     os.environ["MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT"] = "true"
     os.environ["MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR"] = "false"
     os.environ["GIT_PYTHON_REFRESH"] = "quiet"
-    # Slow to import, and reads the lines above when it is.
+    # Slow to import, and reads the variables above at import.
     import mlflow  # noqa: PLC0415
 
     for name in ("mlflow", "alembic"):
@@ -50,10 +50,10 @@ def connect_mlflow(uri: str) -> "MlflowClient":
 
 
 def get_or_create_experiment(client: "MlflowClient", config: Config) -> str:
-    """The experiment of all runs that make versions of one registered model."""
+    """Return the id of the experiment named after the registered model; create it if needed."""
     experiment = client.get_experiment_by_name(config.registry.name)
     if experiment is not None:
         return str(experiment.experiment_id)
-    # A server decides by itself where artifacts go.
+    # A server chooses the artifact location itself.
     artifacts = None if config.registry.uri else f"{config.run.storage}/mlartifacts"
     return str(client.create_experiment(config.registry.name, artifact_location=artifacts))

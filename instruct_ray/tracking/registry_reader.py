@@ -1,4 +1,7 @@
-"""Registered versions, read: name and alias or number -> version -> files. No MLflow flavour."""
+"""Reads the MLflow model registry: resolves names, aliases and version numbers, and copies the files of a version.
+
+Versions are plain folders of files; no MLflow flavor is used.
+"""
 
 import re
 from dataclasses import dataclass
@@ -12,57 +15,58 @@ REFERENCE = re.compile(r"models:/(?P<name>[^/@]+)(@(?P<alias>[^/@]+)|/(?P<number
 
 @dataclass(frozen=True)
 class ModelVersion:
-    """A version in the registry."""
+    """A version of a registered model."""
 
     name: str
     number: str
     tags: dict[str, str]
     source: str
-    """Where MLflow keeps its files."""
+    """The URI under which MLflow stores its files."""
 
     @property
     def reference(self) -> str:
-        """Its name for ever; an alias moves."""
+        """The permanent reference by number; an alias can move."""
         return f"models:/{self.name}/{self.number}"
 
 
 class RegistryReader:
-    """The versions in the MLflow model registry at a URI."""
+    """Reads versions from the MLflow model registry at a URI."""
 
     def __init__(self, uri: str) -> None:
         self.client = connect_mlflow(uri)
 
     def aliases(self, name: str) -> dict[str, str]:
-        """Alias -> version number.
+        """Return the version number of each alias of a registered model.
 
         Raises:
             InputError: there is no registered model of that name.
         """
-        found = self.client.search_registered_models(filter_string=f"name = '{name}'")
-        if not found:
+        models = self.client.search_registered_models(filter_string=f"name = '{name}'")
+        if not models:
             raise InputError(f"no registered model {name}; run `instruct-ray register` first")
-        return {alias: str(number) for alias, number in found[0].aliases.items()}
+        return {alias: str(number) for alias, number in models[0].aliases.items()}
 
     def get(self, name: str, number: str) -> ModelVersion:
-        """A version by its number.
+        """Return a version by its number.
 
         Raises:
-            InputError: it does not exist.
+            InputError: there is no such version.
         """
-        found = self.client.search_model_versions(f"name = '{name}' and version_number = {int(number)}")
-        if not found:
+        versions = self.client.search_model_versions(f"name = '{name}' and version_number = {int(number)}")
+        if not versions:
             raise InputError(f"registered model {name} has no version {number}")
-        return ModelVersion(name, str(found[0].version), dict(found[0].tags), str(found[0].source))
+        version = versions[0]
+        return ModelVersion(name, str(version.version), dict(version.tags), str(version.source))
 
     def resolve(self, reference: str) -> ModelVersion:
-        """`models:/name@alias` or `models:/name/number` -> the version.
+        """Return the version that `models:/NAME@ALIAS` or `models:/NAME/NUMBER` refers to.
 
         Raises:
-            InputError: the reference is malformed, or what it names does not exist.
+            InputError: the reference is malformed, or there is no such model, alias or version.
         """
         match = REFERENCE.fullmatch(reference)
         if match is None:
-            raise InputError(f"{reference!r} is no model reference; write models:/name@alias or models:/name/1")
+            raise InputError(f"{reference!r} is not a model reference; write models:/NAME@ALIAS or models:/NAME/NUMBER")
         if match["number"]:
             return self.get(match["name"], match["number"])
         aliases = self.aliases(match["name"])
@@ -73,7 +77,7 @@ class RegistryReader:
         return self.get(match["name"], aliases[match["alias"]])
 
     def copy(self, version: ModelVersion, target: Path) -> Path:
-        """Copy a version's files into a folder; returns where they are."""
-        from mlflow.artifacts import download_artifacts  # noqa: PLC0415  (see tracking.client)
+        """Copy a version's files into a folder; returns the folder that contains them."""
+        from mlflow.artifacts import download_artifacts  # noqa: PLC0415  (see connect_mlflow)
 
         return Path(download_artifacts(version.reference, dst_path=str(target)))

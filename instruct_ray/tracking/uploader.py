@@ -1,4 +1,4 @@
-"""An MLflow run on a server that answers: found or created, and sent the lines of a training's files, each once."""
+"""Uploads the metrics files of a run to its MLflow run, each line once."""
 
 import logging
 import re
@@ -16,103 +16,119 @@ if TYPE_CHECKING:
     from mlflow.entities import Run
 
 
-# Tag of the run, so that it is found even if the answer to its creation was lost.
+# Tag by which the run is found again if the response to its creation was lost.
 RUN_KEY_TAG = "instruct_ray.token"
-# MLflow takes 1000.
+# MLflow's limit is 1000.
 METRICS_PER_BATCH = 800
 PARAMS_PER_BATCH = 100
 CREDENTIALS = re.compile(r"(?<=://)[^/@\s]+@")
 
-# A metric that every line of a file has, by the first part of its names: it tells how far the server is.
+# A metric in every line of a file, by the first part of the file's prefix: its last step is how far the upload got.
 PROGRESS_METRIC = {"": "lr", "validation": "loss", "system": "cpu_utilization_percentage"}
 
 
 class MlflowUploader:
-    """The MLflow run on a server that answered, and how far it has the lines."""
+    """Finds or creates the MLflow run of a training run and uploads metrics to it. Every method may fail."""
 
     def __init__(
-        self, config: Config, run_id: str | None, token: str, began: float | None, on_answer: Callable[[], None]
+        self,
+        config: Config,
+        run_id: str | None,
+        run_key: str,
+        started_at: float | None,
+        on_response: Callable[[], None],
     ) -> None:
-        """`run_id` is what the run was known as before, `token` and `began` what it is marked with when it is created;
-        `on_answer` is called when a request succeeds."""
+        """Connect to the server and find or create the MLflow run.
+
+        Args:
+            config: Config of the training run.
+            run_id: MLflow run id that is already known, if any.
+            run_key: Value of the tag that identifies the MLflow run.
+            started_at: Start time of a new MLflow run, in seconds since 1970; None for now.
+            on_response: Called after each successful request.
+        """
         self._client = connect_mlflow(tracking_uri(config))
-        # What it would say of an outage, with a traceback, is said here.
+        # It logs a traceback when the database is unreachable; the caller reports that in one line.
         logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)
         self._folder = RunFolder.from_config(config)
-        self._on_answer = on_answer
-        found = self._find_or_create(config, run_id, token, began)
-        self.run_id = str(found.info.run_id)
-        self._log_config(config, found.data.params)
+        self._on_response = on_response
+        run = self._find_or_create(config, run_id, run_key, started_at)
+        self.run_id = str(run.info.run_id)
+        self._log_config(config, run.data.params)
         self._client.update_run(self.run_id, status="RUNNING")
-        self._feeds: dict[Path, MetricsFileUpload] = {}
+        self._uploads: dict[Path, MetricsFileUpload] = {}
 
-    def _find_or_create(self, config: Config, run_id: str | None, token: str, began: float | None) -> "Run":
-        from mlflow.exceptions import MlflowException  # noqa: PLC0415  (see connect)
+    def _find_or_create(self, config: Config, run_id: str | None, run_key: str, started_at: float | None) -> "Run":
+        from mlflow.exceptions import MlflowException  # noqa: PLC0415  (see connect_mlflow)
 
         experiment = get_or_create_experiment(self._client, config)
-        found = self._client.search_runs([experiment], f"tags.`{RUN_KEY_TAG}` = '{token}'", max_results=1)
-        if found:
-            return found[0]
+        runs = self._client.search_runs([experiment], f"tags.`{RUN_KEY_TAG}` = '{run_key}'", max_results=1)
+        if runs:
+            return runs[0]
         if run_id is not None:
             try:
                 return self._client.get_run(run_id)
             except MlflowException as error:
-                # It was made elsewhere: registry.uri names another server now, which gets everything.
+                # registry.uri names another server than before: create the run there and upload everything.
                 if error.error_code != "RESOURCE_DOES_NOT_EXIST":
                     raise
-        start = None if began is None else int(began * 1000)
-        return self._client.create_run(experiment, start, {RUN_KEY_TAG: token}, config.run.name)
+        start_time = None if started_at is None else int(started_at * 1000)
+        return self._client.create_run(experiment, start_time, {RUN_KEY_TAG: run_key}, config.run.name)
 
-    def _log_config(self, config: Config, known: dict[str, str]) -> None:
-        from mlflow.entities import Param  # noqa: PLC0415  (see connect)
+    def _log_config(self, config: Config, logged: dict[str, str]) -> None:
+        from mlflow.entities import Param  # noqa: PLC0415  (see connect_mlflow)
 
         values = _flatten(config.model_dump(mode="json", exclude={"serving"}))
-        params = [Param(key, redact_credentials(value)) for key, value in values if key not in known]
+        params = [Param(key, redact_credentials(value)) for key, value in values if key not in logged]
         for start in range(0, len(params), PARAMS_PER_BATCH):
             self._client.log_batch(self.run_id, params=params[start : start + PARAMS_PER_BATCH])
 
     def upload_new_lines(self) -> None:
-        """Send what is new in the files."""
-        # As MLflow names what it shows as system metrics.
-        system = {path: f"system/node_{path.stem.removeprefix('system-')}/" for path in _system_files(self._folder)}
-        for path, prefix in {
+        """Upload the lines that were appended to the metrics files since the last call."""
+        for path, prefix in self._metrics_files().items():
+            if path not in self._uploads and path.is_file():
+                self._uploads[path] = MetricsFileUpload(path, prefix, self._client, self.run_id)
+        for upload in self._uploads.values():
+            while upload.upload_next_batch():
+                self._on_response()
+
+    def _metrics_files(self) -> dict[Path, str]:
+        """The files to upload, each with the prefix of its metrics."""
+        # MLflow shows metrics under `system/` as system metrics.
+        system_files = sorted(self._folder.path.glob("system-*.jsonl"))
+        return {
             self._folder.metrics_file: "",
             self._folder.validation_scores_file: "validation/",
-            **system,
-        }.items():
-            if path not in self._feeds and path.is_file():
-                self._feeds[path] = MetricsFileUpload(path, prefix, self._client, self.run_id)
-        for feed in self._feeds.values():
-            while feed.upload_next_batch():
-                self._on_answer()
+            **{path: f"system/node_{path.stem.removeprefix('system-')}/" for path in system_files},
+        }
 
-    def end(self, ending: str, ended: float) -> None:
-        """Say how it ended, and when."""
-        self._client.set_terminated(self.run_id, status=ending, end_time=int(ended * 1000))
+    def set_final_status(self, status: str, ended_at: float) -> None:
+        """Mark the MLflow run as ended; `ended_at` is in seconds since 1970."""
+        self._client.set_terminated(self.run_id, status=status, end_time=int(ended_at * 1000))
 
 
 class MetricsFileUpload:
-    """One file of lines on its way; a line is a step and its metrics."""
+    """Uploads one metrics file; each line has a step, a time and metrics."""
 
     def __init__(self, path: Path, prefix: str, client: "MlflowClient", run_id: str) -> None:
         self._tail = JsonlTail(path)
         self._prefix = prefix
         self._client = client
         self._run_id = run_id
-        self._waiting: list[dict[str, Any]] = []
-        # Neither are steps sent again that a restarted worker does again, nor what an earlier driver sent.
+        self._pending: list[dict[str, Any]] = []
+        # Skips steps that are already uploaded: by an earlier driver, or before a restarted worker repeated them.
         points = client.get_metric_history(run_id, prefix + PROGRESS_METRIC[prefix.partition("/")[0]])
         self._last_step = max((point.step for point in points), default=-1)
 
     def upload_next_batch(self) -> bool:
-        """Send the next lines; returns whether there were any."""
-        from mlflow.entities import Metric  # noqa: PLC0415  (see connect)
+        """Upload the next lines; returns whether there were any."""
+        from mlflow.entities import Metric  # noqa: PLC0415  (see connect_mlflow)
 
-        while not self._waiting and (records := self._tail.read_new()):
-            self._waiting = [record for record in records if record["step"] > self._last_step]
-        if not self._waiting:
+        while not self._pending and (records := self._tail.read_new()):
+            self._pending = [record for record in records if record["step"] > self._last_step]
+        if not self._pending:
             return False
-        batch = self._waiting[: max(1, METRICS_PER_BATCH // len(self._waiting[0]))]
+        batch = self._pending[: max(1, METRICS_PER_BATCH // len(self._pending[0]))]
         metrics = [
             Metric(self._prefix + key, float(value), int(record["time"] * 1000), record["step"])
             for record in batch
@@ -120,17 +136,13 @@ class MetricsFileUpload:
             if key not in ("step", "time") and value is not None
         ]
         self._client.log_batch(self._run_id, metrics=metrics)
-        self._waiting = self._waiting[len(batch) :]
+        self._pending = self._pending[len(batch) :]
         self._last_step = batch[-1]["step"]
         return True
 
 
-def _system_files(folder: RunFolder) -> list[Path]:
-    return sorted(folder.path.glob("system-*.jsonl"))
-
-
 def redact_credentials(text: str) -> str:
-    """Text without the user and password of a URI."""
+    """Remove user and password from the URIs in a text."""
     return CREDENTIALS.sub("", text)
 
 

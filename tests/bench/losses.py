@@ -37,7 +37,7 @@ class Tuned:
 
     def packed(self, packs: Sequence[Pack]) -> Tensor:
         """Summed loss of the packs' trained tokens."""
-        self.model.set_attn_implementation(self.layout.implementation)  # type: ignore[operator]
+        self.model.set_attn_implementation(self.layout.attn_implementation)  # type: ignore[operator]
         return torch.stack([pack_loss(self.model, pack, CPU, self.layout) for pack in packs]).sum()
 
     def padded(self, examples: Sequence[Example]) -> Tensor:

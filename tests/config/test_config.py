@@ -1,7 +1,8 @@
-"""Every option is checked, described and used."""
+"""Loading and validating the config; every option is documented and used."""
 
 import re
 from pathlib import Path
+from typing import Any, get_args
 
 import pytest
 from pydantic import BaseModel
@@ -26,19 +27,23 @@ def config_file(tmp_path: Path) -> Path:
     return path
 
 
-def fields(model: type[BaseModel], prefix: str = "") -> list[tuple[str, str | None]]:
-    found = []
-    for name, field in model.model_fields.items():
-        inner = next((t for t in (field.annotation, *getattr(field.annotation, "__args__", ())) if _is_model(t)), None)
-        found += fields(inner, f"{prefix}{name}.") if inner else [(f"{prefix}{name}", field.description)]
-    return found
+def list_options(section: type[BaseModel], prefix: str = "") -> list[tuple[str, str | None]]:
+    """The key and description of every option, in nested sections too."""
+    options = []
+    for name, field in section.model_fields.items():
+        nested = find_sections(field.annotation)
+        options += list_options(nested[0], f"{prefix}{name}.") if nested else [(f"{prefix}{name}", field.description)]
+    return options
 
 
-def _is_model(kind: object) -> bool:
-    return isinstance(kind, type) and issubclass(kind, BaseModel)
+def find_sections(annotation: Any) -> list[type[BaseModel]]:
+    """The sections in an annotation such as `tuple[Annotated[Section, ...], ...]` or `Section | None`."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation]
+    return [section for argument in get_args(annotation) for section in find_sections(argument)]
 
 
-def test_overrides_replace_values_and_make_sections(config_file: Path) -> None:
+def test_overrides_replace_values_and_create_sections(config_file: Path) -> None:
     config = load_config(config_file, ["train.learning_rate=1e-3", "model.lora.rank=4", "run.name=b"])
     assert (config.train.learning_rate, config.run.name) == (1e-3, "b")
     assert config.model.lora is not None
@@ -61,7 +66,7 @@ def test_paths_become_absolute(config_file: Path) -> None:
         ("run.storage=s3://bucket/x", "run.storage: Value error, needs a folder"),
         ("train", "override 'train': write section.key=value"),
         ("run.name.first=1", "name is a value, not a section"),
-        ("train.epochs=[", "the value is not YAML"),
+        ("train.epochs=[", "the value is not valid YAML"),
         ("data.sources=[]", "data.sources: "),
         ("data.validation_fraction=0.95", "test_fraction and validation_fraction together leave no row"),
         ("train.validation={}", "train.validation needs data.validation_fraction above 0"),
@@ -70,7 +75,7 @@ def test_paths_become_absolute(config_file: Path) -> None:
         ("data.sources=[{path: a, columns: {question: q}}]", "data.sources.0.columns.question.[key]: Input should be"),
     ],
 )
-def test_bad_overrides_are_named(config_file: Path, override: str, message: str) -> None:
+def test_invalid_override_is_named(config_file: Path, override: str, message: str) -> None:
     with pytest.raises(InputError, match=re.escape(message)):
         load_config(config_file, [override])
 
@@ -83,21 +88,25 @@ def test_bad_overrides_are_named(config_file: Path, override: str, message: str)
         (["train.zero_stage=3", "train.compile=true"], "compile needs zero_stage 0, 1 or 2"),
     ],
 )
-def test_what_train_can_not_combine_is_refused(config_file: Path, overrides: list[str], message: str) -> None:
+def test_incompatible_train_options_are_refused(config_file: Path, overrides: list[str], message: str) -> None:
     with pytest.raises(InputError, match=re.escape(f"train: Value error, {message}")):
         load_config(config_file, overrides)
 
 
-def test_what_sections_can_not_combine_is_refused(config_file: Path) -> None:
+def test_incompatible_options_of_two_sections_are_refused(config_file: Path) -> None:
     with pytest.raises(InputError, match=r"yaml: Value error, model.lora.quantize needs train.zero_stage 0, 1 or 2"):
         load_config(config_file, ["model.lora.quantize=4bit", "train.zero_stage=3"])
 
 
 @pytest.mark.parametrize(
     ("text", "message"),
-    [("[1, 2]", "holds no mapping"), ("a: [", "not YAML"), ("run: {name: a}", "run.storage is missing")],
+    [
+        ("[1, 2]", "not a mapping of sections"),
+        ("a: [", "not valid YAML"),
+        ("run: {name: a}", "run.storage is missing"),
+    ],
 )
-def test_bad_files_are_named(tmp_path: Path, text: str, message: str) -> None:
+def test_invalid_file_is_named_in_one_line(tmp_path: Path, text: str, message: str) -> None:
     path = tmp_path / "config.yaml"
     path.write_text(text)
     with pytest.raises(InputError, match=message) as error:
@@ -107,38 +116,38 @@ def test_bad_files_are_named(tmp_path: Path, text: str, message: str) -> None:
 
 
 @pytest.mark.parametrize(("value", "bounds"), [("2", (2, 2)), ("[1, 4]", (1, 4)), ("[3, 3]", (3, 3))])
-def test_the_number_of_workers_is_fixed_or_elastic(config_file: Path, value: str, bounds: tuple[int, int]) -> None:
+def test_number_of_workers_is_fixed_or_elastic(config_file: Path, value: str, bounds: tuple[int, int]) -> None:
     train = load_config(config_file, [f"train.num_workers={value}"]).train
     assert (train.min_workers, train.max_workers) == bounds
     assert train.is_elastic == value.startswith("[")
 
 
 @pytest.mark.parametrize("value", ["0", "[0, 2]", "[4, 1]", "[1, 2, 3]", "many"])
-def test_a_bad_number_of_workers_is_named(config_file: Path, value: str) -> None:
+def test_invalid_number_of_workers_is_named(config_file: Path, value: str) -> None:
     with pytest.raises(InputError, match=r"train\.num_workers"):
         load_config(config_file, [f"train.num_workers={value}"])
 
 
-def test_a_missing_file_is_named(tmp_path: Path) -> None:
+def test_missing_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="no such config file"):
         load_config(tmp_path / "none.yaml")
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "jobs" / "configs").glob("*.yaml")), ids=lambda path: path.name)
-def test_configs_of_the_project_load(path: Path) -> None:
+def test_configs_in_the_repository_are_valid(path: Path) -> None:
     assert load_config(path).run.name == path.stem
 
 
-def test_every_field_is_described() -> None:
-    assert [name for name, description in fields(Config) if not description] == []
+def test_every_option_is_documented() -> None:
+    assert [key for key, description in list_options(Config) if not description] == []
 
 
-def test_every_field_is_read_somewhere() -> None:
+def test_every_option_is_used() -> None:
     code = "\n".join(
         path.read_text()
         for folder in ("instruct_ray", "jobs")
         for path in (ROOT / folder).rglob("*.py")
-        if path.name != "config.py"
+        if path.parent != ROOT / "instruct_ray" / "config"
     )
-    unread = [name for name, _ in fields(Config) if not re.search(rf"\.{name.split('.')[-1]}\b", code)]
-    assert unread == []
+    unused = [key for key, _ in list_options(Config) if not re.search(rf"\.{key.split('.')[-1]}\b", code)]
+    assert unused == []

@@ -19,7 +19,7 @@ from instruct_ray.data.ledger import (
 from instruct_ray.data.prepare.input_checks import check_first_rows, check_quarantined_rows
 from instruct_ray.data.sources.files import split_into_chunks
 from instruct_ray.errors import InputError
-from tests.data.sources.read_all import GOOD, config_of, files_of
+from tests.data.sources.read_all import GOOD, find_files, make_data_config
 
 
 def test_entries_come_back_as_written(tmp_path: Path) -> None:
@@ -67,8 +67,8 @@ def test_more_bad_rows_than_allowed_stop_with_reasons_and_lines(tmp_path: Path, 
     path.write_text(
         f"\n{good}\n{{bad\n{good}\n[1]\n{good}\n{good}\n{{bad\n{good}\n{good}\n{{bad\n{good}\n{good}\n{good}"
     )
-    data = config_of(path).model_copy(update={"max_bad_fraction": limit})
-    [file] = files_of(path)
+    data = make_data_config(path).model_copy(update={"max_bad_fraction": limit})
+    [file] = find_files(path)
     content = path.read_bytes()
     bad = [(0, content.index(b"{bad"), "is not JSON"), (0, content.index(b"[1]"), "is a list")]
     reasons = Counter({"not_an_object": 1, "not_json": 2, "wrong_type": 1})
@@ -85,9 +85,9 @@ def test_more_bad_rows_than_allowed_stop_with_reasons_and_lines(tmp_path: Path, 
 
 def test_the_look_ahead_stops_at_two_usable_rows(tmp_path: Path) -> None:
     path = tmp_path / "a.json"
-    data = config_of(path).model_copy(update={"max_bad_fraction": 0.9})
+    data = make_data_config(path).model_copy(update={"max_bad_fraction": 0.9})
     path.write_text(json.dumps([1, GOOD, GOOD])[:-1] + ", broken")
-    check_first_rows(files_of(path), split_into_chunks(files_of(path)), data)
+    check_first_rows(find_files(path), split_into_chunks(find_files(path)), data)
     path.write_text(json.dumps([1, GOOD, 2]))
     with pytest.raises(InputError, match=r"1 of 3 rows of .*a.json can be used; two are needed"):
-        check_first_rows(files_of(path), split_into_chunks(files_of(path)), data)
+        check_first_rows(find_files(path), split_into_chunks(find_files(path)), data)

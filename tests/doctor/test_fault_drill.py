@@ -14,17 +14,17 @@ from instruct_ray.doctor.fault_drill import DrillReport, _difference, run_fault_
 from instruct_ray.doctor.trial_run import NUM_STEPS
 from instruct_ray.errors import InputError
 from instruct_ray.run.folder import RunFolder
-from tests.fakes import no_start, say_nothing
+from tests.fakes import ignore_status, ray_is_running
 
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("ray_4_cpus")
 def test_a_drilled_run_recovers_and_is_not_touched(make_config: Callable[..., Config]) -> None:
     config = make_config(train={"examples_per_step": 12, "num_workers": 2, "zero_stage": 3})
-    prepare(config, no_start)
+    prepare(config, ray_is_running)
     folder = RunFolder.from_config(config).path
     before = {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
-    found = run_fault_drill(config, say_nothing, no_start)
+    found = run_fault_drill(config, ignore_status, ray_is_running)
     assert found.passed
     # Whole epochs of the six packs there are.
     assert found.num_steps == 12 >= NUM_STEPS
@@ -38,7 +38,7 @@ def test_a_drilled_run_recovers_and_is_not_touched(make_config: Callable[..., Co
 
 def test_a_run_that_is_not_prepared_is_refused(make_config: Callable[..., Config]) -> None:
     with pytest.raises(InputError, match=r"run `instruct-ray prepare`"):
-        run_fault_drill(make_config(), say_nothing, no_start)
+        run_fault_drill(make_config(), ignore_status, ray_is_running)
 
 
 @pytest.mark.parametrize(

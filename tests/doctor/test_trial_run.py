@@ -10,7 +10,7 @@ from instruct_ray.data.prepare.pipeline import prepare
 from instruct_ray.doctor.trial_run import trial_plan
 from instruct_ray.run.folder import RunFolder
 from instruct_ray.training.driver.build_spec import build_plan
-from tests.fakes import no_start
+from tests.fakes import ray_is_running
 
 
 @pytest.mark.parametrize(("examples_per_step", "num_steps"), [(1, 12), (12, 12), (48, 8)])
@@ -19,7 +19,7 @@ def test_the_short_plan_has_the_steps_of_the_real_one(
     make_config: Callable[..., Config], examples_per_step: int, num_steps: int
 ) -> None:
     config = make_config(train={"examples_per_step": examples_per_step})
-    prepare(config, no_start)
+    prepare(config, ray_is_running)
     dataset = find_packs(RunFolder.from_config(config))
     plan = trial_plan(config, dataset)
     assert plan.packs_per_step == build_plan(config, dataset).packs_per_step

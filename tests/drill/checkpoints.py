@@ -46,8 +46,8 @@ def damaged(lab: Lab) -> Figures:
     truncate(shards[0])
     flip(shards[1])
     shards[2].unlink()
-    newest[3].joinpath("signature-00001.json").write_bytes(b"")
-    newest[4].joinpath("signature-00000.json").unlink()
+    newest[3].joinpath("manifest-00001.json").write_bytes(b"")
+    newest[4].joinpath("manifest-00000.json").unlink()
     (train / RAY_SNAPSHOT).write_bytes(b"")
     with lab.watch(config) as watch:
         lab.run(config)
@@ -64,7 +64,7 @@ def all_damaged(lab: Lab) -> Figures:
     """No checkpoint left that is whole: the run says so and does not begin anew, whatever happened to them."""
     whole = lab.whole()
     said = []
-    for name, spoil in (("flipped", flip_all), ("unsigned", empty_signatures), ("removed", remove_all)):
+    for name, spoil in (("flipped", flip_all), ("unsigned", empty_manifests), ("removed", remove_all)):
         config = lab.copy(whole, name, 3)
         folder = RunFolder.from_config(config)
         shutil.copy(RunFolder.from_config(whole).ray_train_dir / RAY_SNAPSHOT, folder.ray_train_dir)
@@ -141,8 +141,8 @@ def flip_all(train: Path) -> None:
         flip(shard_of(checkpoint))
 
 
-def empty_signatures(train: Path) -> None:
-    for path in train.glob("checkpoint-*/signature-*.json"):
+def empty_manifests(train: Path) -> None:
+    for path in train.glob("checkpoint-*/manifest-*.json"):
         path.write_bytes(b"")
 
 

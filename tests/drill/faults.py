@@ -57,9 +57,9 @@ def install() -> None:
         step = step_of(path)
         if fires(f"slow@{step}"):
             time.sleep(SLOW_SECONDS)
-        die_at(f"before_signature@{step}")
+        die_at(f"before_manifest@{step}")
         write(path, text)
-        die_at(f"after_signature@{step}")
+        die_at(f"after_manifest@{step}")
 
     def free(path: Any) -> Any:
         found = usage(path)

@@ -11,7 +11,7 @@ from instruct_ray.run.folder import RunFolder
 from tests.drill.lab import Figures, Lab
 from tests.drill.watch import LAST_STEP_SECONDS, kill_a_worker, lines_of, workers
 
-POINTS = ("mid_write@4", "before_signature@8", "after_signature@12")
+POINTS = ("mid_write@4", "before_manifest@8", "after_manifest@12")
 NUM_KILLS = 3
 SECONDS_BETWEEN = 60.0
 STEPS_PER_EPOCH = 6

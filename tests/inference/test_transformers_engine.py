@@ -1,51 +1,68 @@
-"""The engine: what it answers is what plain generate answers, alone or in company."""
+"""The transformers engine generates what a plain greedy loop generates, for any combination of requests in a batch."""
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
+from instruct_ray.config.schema import ServingConfig
 from instruct_ray.data.rendering.derive_contract import derive_renderer
-from instruct_ray.inference.engine import Completion, FinishReason, GenerationRequest, SamplingParams, generate_all
-from instruct_ray.inference.transformers_engine import TransformersEngine, shared_prefix_length
+from instruct_ray.inference.engine import (
+    Completion,
+    Engine,
+    FinishReason,
+    GenerationRequest,
+    SamplingParams,
+    generate_all,
+)
+from instruct_ray.inference.engines import create_engine
+from instruct_ray.inference.transformers_engine import shared_prefix_length
 
 PROMPTS = [[5, 6, 7], [9, 10, 11, 12, 13], [20], [21, 22, 23, 24]]
+NO_STOP_TOKEN = -1
 
 
 @pytest.fixture(scope="module")
-def engine(base_folder: Path) -> Iterator[TransformersEngine]:
-    engine = TransformersEngine(base_folder, derive_renderer(base_folder, None).contract, max_batch_size=3)
+def engine(base_folder: Path) -> Iterator[Engine]:
+    contract = derive_renderer(base_folder, None).contract
+    engine = create_engine(base_folder, contract, ServingConfig(max_batch_size=3))
     yield engine
     engine.close()
 
 
-def plain(base_folder: Path, prompt: list[int], num_tokens: int, stop: int) -> list[int]:
+@pytest.fixture(scope="module")
+def decode_greedily(base_folder: Path) -> Callable[..., list[int]]:
+    """Reference: one forward pass per token, without a cache, without padding."""
     model = AutoModelForCausalLM.from_pretrained(base_folder)
-    ids = list(prompt)
-    for _ in range(num_tokens):
-        token = int(model(torch.tensor([ids])).logits[0, -1].argmax())
-        if token == stop:
-            break
-        ids.append(token)
-    return ids[len(prompt) :]
+    contract = derive_renderer(base_folder, None).contract
+
+    def decode(prompt: list[int], num_tokens: int, stop_token_id: int = contract.stop_token_id) -> list[int]:
+        token_ids = list(prompt)
+        for _ in range(num_tokens):
+            token_id = int(model(torch.tensor([token_ids])).logits[0, -1].argmax())
+            if token_id == stop_token_id:
+                break
+            token_ids.append(token_id)
+        return token_ids[len(prompt) :]
+
+    return decode
 
 
-def test_answers_equal_plain_greedy_decoding(engine: TransformersEngine, base_folder: Path) -> None:
-    stop = derive_renderer(base_folder, None).contract.stop_token_id
-    answers = generate_all(engine, PROMPTS, SamplingParams(6))
-    assert [answer.token_ids for answer in answers] == [plain(base_folder, prompt, 6, stop) for prompt in PROMPTS]
+def test_completions_equal_plain_greedy_decoding(engine: Engine, decode_greedily: Callable[..., list[int]]) -> None:
+    completions = generate_all(engine, PROMPTS, SamplingParams(6))
+    assert [completion.token_ids for completion in completions] == [decode_greedily(prompt, 6) for prompt in PROMPTS]
 
 
-def test_a_shared_prefix_changes_no_answer(engine: TransformersEngine, base_folder: Path) -> None:
-    stop = derive_renderer(base_folder, None).contract.stop_token_id
+def test_shared_prefix_does_not_change_completions(engine: Engine, decode_greedily: Callable[..., list[int]]) -> None:
     prefix = list(range(5, 45))
     prompts = [[*prefix, *rest] for rest in ([30], [31, 32, 33], [34, 35])]
     assert shared_prefix_length(prompts) == len(prefix)
-    answers = generate_all(engine, prompts, SamplingParams(6))
-    assert [answer.token_ids for answer in answers] == [plain(base_folder, prompt, 6, stop) for prompt in prompts]
+    completions = generate_all(engine, prompts, SamplingParams(6))
+    assert [completion.token_ids for completion in completions] == [decode_greedily(prompt, 6) for prompt in prompts]
 
 
 @pytest.mark.parametrize(
@@ -54,80 +71,87 @@ def test_a_shared_prefix_changes_no_answer(engine: TransformersEngine, base_fold
         ([[1] * 90], 0),
         ([[1] * 90, [1] * 90], 89),
         ([[1] * 80 + [2], [1] * 80 + [3]], 80),
-        # Not worth a pass for two prompts, but for many.
+        # Too short to pay off for two prompts, but not for sixteen.
         ([[1] * 12, [1] * 19], 0),
         ([[1] * 12, [1] * 19] * 8, 11),
     ],
 )
-def test_a_prefix_leaves_every_prompt_a_token(prompts: list[list[int]], length: int) -> None:
+def test_shared_prefix_leaves_one_token_of_each_prompt(prompts: list[list[int]], length: int) -> None:
     assert shared_prefix_length(prompts) == length
 
 
-def test_the_stop_token_ends_an_answer_and_is_no_part_of_it(base_folder: Path) -> None:
-    renderer = derive_renderer(base_folder, None)
-    [first] = plain(base_folder, PROMPTS[0], 1, -1)
-    model = AutoModelForCausalLM.from_pretrained(base_folder)
-    assert first != renderer.contract.stop_token_id
-    contract = type(renderer.contract)(**{**vars(renderer.contract), "stop_token_id": first})
-    engine = TransformersEngine(base_folder, contract, max_batch_size=2)
+def test_stop_token_ends_the_completion_and_is_excluded(
+    base_folder: Path, decode_greedily: Callable[..., list[int]]
+) -> None:
+    contract = derive_renderer(base_folder, None).contract
+    [first_token_id] = decode_greedily(PROMPTS[0], 1, NO_STOP_TOKEN)
+    assert first_token_id != contract.stop_token_id
+    assert first_token_id < AutoModelForCausalLM.from_pretrained(base_folder).config.vocab_size
+    engine = create_engine(base_folder, replace(contract, stop_token_id=first_token_id), ServingConfig())
     assert generate_all(engine, PROMPTS[:1], SamplingParams(5)) == [Completion([], "stop")]
     engine.close()
-    assert model.config.vocab_size > first
 
 
-def test_every_request_has_its_own_limit(engine: TransformersEngine) -> None:
+def test_each_request_of_a_batch_has_its_own_limit(engine: Engine) -> None:
+    limits = [2, 5]
+    num_tokens = [0, 0]
     finished: list[tuple[int, FinishReason]] = []
-    done = threading.Semaphore(0)
-    counts = [0, 0]
+    num_finished = threading.Semaphore(0)
 
-    def request(index: int, limit: int) -> GenerationRequest:
-        def count(token: int) -> None:
-            counts[index] += 1
+    def build_request(index: int) -> GenerationRequest:
+        def on_token(token_id: int) -> None:
+            num_tokens[index] += 1
 
-        def finish(reason: FinishReason) -> None:
+        def on_finish(reason: FinishReason) -> None:
             finished.append((index, reason))
-            done.release()
+            num_finished.release()
 
-        return GenerationRequest(PROMPTS[index], SamplingParams(limit), count, finish)
+        return GenerationRequest(PROMPTS[index], SamplingParams(limits[index]), on_token, on_finish)
 
-    engine.submit(request(0, 2))
-    engine.submit(request(1, 5))
-    assert done.acquire(timeout=60)
-    assert done.acquire(timeout=60)
-    assert counts == [2, 5]
+    for index in range(2):
+        engine.submit(build_request(index))
+    for _ in range(2):
+        assert num_finished.acquire(timeout=60)
+    assert num_tokens == limits
     assert finished == [(0, "length"), (1, "length")]
 
 
-def test_a_cancelled_request_ends_early(engine: TransformersEngine) -> None:
-    done = threading.Event()
-    tokens: list[int] = []
+def test_generate_all_takes_sampling_params_per_prompt(engine: Engine) -> None:
+    completions = generate_all(engine, PROMPTS[:2], [SamplingParams(2), SamplingParams(5)])
+    assert [len(completion.token_ids) for completion in completions] == [2, 5]
+
+
+def test_cancelled_request_ends_early(engine: Engine) -> None:
+    finished = threading.Event()
+    token_ids: list[int] = []
     reasons: list[FinishReason] = []
 
-    def on_token(token: int) -> None:
-        tokens.append(token)
+    def on_token(token_id: int) -> None:
+        token_ids.append(token_id)
         request.cancelled.set()
 
     def on_finish(reason: FinishReason) -> None:
         reasons.append(reason)
-        done.set()
+        finished.set()
 
     request = GenerationRequest(PROMPTS[0], SamplingParams(200), on_token, on_finish)
     engine.submit(request)
-    assert done.wait(60)
+    assert finished.wait(60)
     assert reasons == ["cancelled"]
-    assert len(tokens) == 1
+    assert len(token_ids) == 1
 
 
-def test_a_seed_repeats_a_sampled_answer(engine: TransformersEngine) -> None:
-    sampling = SamplingParams(8, temperature=1.0, seed=7)
-    assert generate_all(engine, PROMPTS[:1], sampling) == generate_all(engine, PROMPTS[:1], sampling)
-    assert generate_all(engine, PROMPTS[:1], sampling) != generate_all(
-        engine, PROMPTS[:1], SamplingParams(8, 1.0, seed=8)
-    )
+def test_seed_makes_a_sampled_completion_repeatable(engine: Engine) -> None:
+    def sample(seed: int) -> list[Completion]:
+        return generate_all(engine, PROMPTS[:1], SamplingParams(8, temperature=1.0, seed=seed))
+
+    assert sample(7) == sample(7)
+    assert sample(7) != sample(8)
 
 
-def test_a_request_that_fails_leaves_the_engine_working(engine: TransformersEngine) -> None:
+def test_engine_survives_a_failed_request(engine: Engine) -> None:
+    invalid_token_id = 10**9
     with pytest.raises(RuntimeError, match="the engine failed on 1 of 1 prompts"):
-        generate_all(engine, [[10**9]], SamplingParams(2))
+        generate_all(engine, [[invalid_token_id]], SamplingParams(2))
     assert engine.is_alive
     assert len(generate_all(engine, PROMPTS[:1], SamplingParams(2))[0].token_ids) == 2

@@ -25,11 +25,11 @@ from instruct_ray.config.schema import Config, ServingConfig
 from instruct_ray.data.rendering.renderer import load_renderer
 from instruct_ray.errors import InputError
 from instruct_ray.inference.engine import SamplingParams, generate_all
-from instruct_ray.inference.transformers_engine import TransformersEngine
+from instruct_ray.inference.engines import create_engine
 from instruct_ray.registry.model_registry import ModelRegistry
 from instruct_ray.run.folder import RunFolder
 from instruct_ray.tracking.mlflow_client import tracking_uri
-from tests.fakes import say_nothing
+from tests.fakes import ignore_status
 
 PORT = 8765
 URL = f"http://127.0.0.1:{PORT}/v1"
@@ -48,7 +48,7 @@ def config(tuned: Config) -> Config:
 @pytest.fixture(scope="module")
 def endpoint(config: Config) -> Iterator[openai.OpenAI]:
     """The version served, and a client."""
-    start_endpoint(config, say_nothing)
+    start_endpoint(config, ignore_status)
     yield openai.OpenAI(base_url=URL, api_key="none", max_retries=0)
     serve.shutdown()
 
@@ -134,7 +134,7 @@ def test_the_client_gets_the_answer_of_the_tuned_model(config: Config, endpoint:
     messages = [{"role": "user", "content": "How bad is it?\n\nthe shop is down"}]
     reply = endpoint.chat.completions.create(model="tiny", messages=messages, temperature=0, max_tokens=8)
     renderer = load_renderer(RunFolder.from_config(config).model_dir)
-    engine = TransformersEngine(RunFolder.from_config(config).model_dir, renderer.contract, 1)
+    engine = create_engine(RunFolder.from_config(config).model_dir, renderer.contract, config.serving)
     prompt = renderer.prompt(messages)
     [expected] = generate_all(engine, [prompt], SamplingParams(8))
     engine.close()
@@ -190,8 +190,8 @@ def test_models_and_health_name_the_version(endpoint: openai.OpenAI) -> None:
         ({"tools": []}, 400, "tools: not supported by this endpoint"),
         ({"messages": []}, 400, "messages: "),
         ({"temperature": 9}, 400, "temperature: "),
-        ({"max_tokens": 100_000}, 400, "the model reads 512 tokens"),
-        ({"messages": [{"role": "user", "content": "word " * 600}]}, 400, "the model reads 512 tokens"),
+        ({"max_tokens": 100_000}, 400, "This model's maximum context length is 512 tokens"),
+        ({"messages": [{"role": "user", "content": "word " * 600}]}, 400, "maximum context length is 512 tokens"),
     ],
 )
 def test_errors_have_openais_shape(endpoint: openai.OpenAI, body: dict[str, object], status: int, message: str) -> None:
@@ -224,7 +224,7 @@ def test_an_overload_is_429_and_everything_else_is_answered(endpoint: openai.Ope
 def test_a_port_in_use_is_refused(endpoint: openai.OpenAI, config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     with pytest.raises(InputError, match=f"serving.port: 127.0.0.1:{PORT} can't be used"):
-        start_endpoint(config, say_nothing)
+        start_endpoint(config, ignore_status)
 
 
 def test_promote_and_rollback_move_the_alias(

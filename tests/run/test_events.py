@@ -1,34 +1,38 @@
-"""A notice is read once, by those who were there before it."""
+"""Events are read once, and only those written after the reader was created."""
 
 from pathlib import Path
+
+import pytest
 
 from instruct_ray.run.events import RunEvents, log_event
 
 
-def test_notices_are_read_once(tmp_path: Path) -> None:
-    path = tmp_path / "notices.jsonl"
-    notices = RunEvents(path)
-    assert notices.read_new() == []
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "events.jsonl"
+
+
+def test_each_event_is_read_once(path: Path) -> None:
+    events = RunEvents(path)
+    assert events.read_new() == []
     log_event(path, "one")
     log_event(path, "two\nlines")
-    assert notices.read_new() == ["one", "two\nlines"]
-    assert notices.read_new() == []
-    log_event(path, "drei ☂")
-    assert notices.read_new() == ["drei ☂"]
+    assert events.read_new() == ["one", "two\nlines"]
+    assert events.read_new() == []
+    log_event(path, "three ☂")
+    assert events.read_new() == ["three ☂"]
 
 
-def test_those_of_an_earlier_start_are_not_said_again(tmp_path: Path) -> None:
-    path = tmp_path / "notices.jsonl"
+def test_events_of_an_earlier_attempt_are_not_read(path: Path) -> None:
     log_event(path, "old")
-    notices = RunEvents(path)
+    events = RunEvents(path)
     log_event(path, "new")
-    assert notices.read_new() == ["new"]
+    assert events.read_new() == ["new"]
 
 
-def test_half_a_line_waits(tmp_path: Path) -> None:
-    path = tmp_path / "notices.jsonl"
-    notices = RunEvents(path)
-    path.write_text('{"notice": "hal')
-    assert notices.read_new() == []
-    path.write_text('{"notice": "half"}\n')
-    assert notices.read_new() == ["half"]
+def test_incomplete_line_is_read_once_it_is_complete(path: Path) -> None:
+    events = RunEvents(path)
+    path.write_text('{"message": "hal')
+    assert events.read_new() == []
+    path.write_text('{"message": "half"}\n')
+    assert events.read_new() == ["half"]

@@ -1,4 +1,4 @@
-"""What a request may say."""
+"""Validation of chat requests."""
 
 import pytest
 from pydantic import ValidationError
@@ -8,20 +8,20 @@ from instruct_ray.serving.schema import ChatRequest
 MINIMAL = {"model": "m", "messages": [{"role": "user", "content": "hi"}]}
 
 
-def test_content_in_text_parts_is_joined() -> None:
+def test_text_parts_are_joined_and_developer_becomes_system() -> None:
     parts = [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]
     request = ChatRequest.model_validate(MINIMAL | {"messages": [{"role": "developer", "content": parts}]})
-    assert request.messages[0].as_message() == {"role": "system", "content": "ab"}
+    assert request.messages[0].to_message() == {"role": "system", "content": "ab"}
 
 
-def test_either_limit_is_understood() -> None:
-    assert ChatRequest.model_validate(MINIMAL | {"max_completion_tokens": 5}).sampling(10).max_new_tokens == 5
-    assert ChatRequest.model_validate(MINIMAL | {"max_tokens": 50}).sampling(10).max_new_tokens == 10
-    assert ChatRequest.model_validate(MINIMAL).sampling(10).max_new_tokens == 10
+def test_both_names_of_the_token_limit_are_accepted() -> None:
+    assert ChatRequest.model_validate(MINIMAL | {"max_completion_tokens": 5}).sampling_params(10).max_new_tokens == 5
+    assert ChatRequest.model_validate(MINIMAL | {"max_tokens": 50}).sampling_params(10).max_new_tokens == 10
+    assert ChatRequest.model_validate(MINIMAL).sampling_params(10).max_new_tokens == 10
 
 
 @pytest.mark.parametrize(
-    "wrong",
+    "fields",
     [
         {"messages": []},
         {"messages": [{"role": "nonsense", "content": "x"}]},
@@ -45,6 +45,6 @@ def test_either_limit_is_understood() -> None:
         {"presence_penalty": 1},
     ],
 )
-def test_what_can_not_be_done_is_refused(wrong: dict[str, object]) -> None:
+def test_invalid_and_unsupported_fields_are_rejected(fields: dict[str, object]) -> None:
     with pytest.raises(ValidationError):
-        ChatRequest.model_validate(MINIMAL | wrong)
+        ChatRequest.model_validate(MINIMAL | fields)

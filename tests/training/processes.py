@@ -1,4 +1,4 @@
-"""Ranks as plain processes beside each other on gloo: what needs no cluster, but more than one rank."""
+"""Runs tests that need several ranks but no cluster: each rank is a process, connected by gloo."""
 
 import json
 import os
@@ -13,47 +13,51 @@ import torch
 import torch.distributed as dist
 
 TIMEOUT_SECONDS = 300
-# glibc: what is freed goes back to the system at once, so that a process has the memory that it holds.
-GIVE_BACK = {"MALLOC_MMAP_THRESHOLD_": "65536"}
-# Where they meet; of an earlier run it would not do.
-MEETING = "meeting"
+# glibc returns freed memory to the system immediately, so that a process's memory can be measured.
+MALLOC_ENV = {"MALLOC_MMAP_THRESHOLD_": "65536"}
+# The file that ranks use to find each other. A file of an earlier process group must not be used again.
+RENDEZVOUS_FILE = "rendezvous"
 
 
 def run_ranks(module: str, world_size: int, folder: Path, *arguments: str) -> list[dict[str, Any]]:
-    """Run `python -m MODULE RANK WORLD_SIZE FOLDER …` for each rank; what each printed last, as JSON."""
-    (folder / MEETING).unlink(missing_ok=True)
-    start = [sys.executable, "-m", module]
+    """Run `python -m MODULE RANK WORLD_SIZE FOLDER ARGUMENTS` for each rank.
+
+    Returns:
+        The last line that each rank printed, parsed as JSON.
+    """
+    (folder / RENDEZVOUS_FILE).unlink(missing_ok=True)
+    command = [sys.executable, "-m", module]
     processes = [
         subprocess.Popen(
-            [*start, str(rank), str(world_size), str(folder), *arguments],
+            [*command, str(rank), str(world_size), str(folder), *arguments],
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
-            env={**os.environ, **GIVE_BACK},
+            env={**os.environ, **MALLOC_ENV},
         )
         for rank in range(world_size)
     ]
     try:
-        ends = [process.communicate(timeout=TIMEOUT_SECONDS) for process in processes]
+        outputs = [process.communicate(timeout=TIMEOUT_SECONDS) for process in processes]
     finally:
         for process in processes:
             process.kill()
-    for process, (_, said) in zip(processes, ends, strict=True):
-        assert process.returncode == 0, said[-3000:]
-    return [json.loads(out.splitlines()[-1]) for out, _ in ends]
+    for process, (_, stderr) in zip(processes, outputs, strict=True):
+        assert process.returncode == 0, stderr[-3000:]
+    return [json.loads(stdout.splitlines()[-1]) for stdout, _ in outputs]
 
 
 @contextmanager
-def together(rank: int, world_size: int, folder: Path) -> Iterator[None]:
-    """Called by a rank: meet the others, and part when all are done.
+def process_group(rank: int, world_size: int, folder: Path) -> Iterator[None]:
+    """Join the process group of all ranks, and leave it when all of them have finished.
 
-    Without parting, gloo's threads sometimes outlive what they need and abort the process ("terminate called
-    without an active exception").
+    A rank that doesn't leave sometimes aborts at exit ("terminate called without an active exception"), because gloo's
+    threads use objects that are already destroyed.
     """
     os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(world_size), "LOCAL_RANK": "0"}
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500"}
     torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{folder}/{MEETING}", rank=rank, world_size=world_size)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/{RENDEZVOUS_FILE}", rank=rank, world_size=world_size)
     yield
     dist.barrier()
     dist.destroy_process_group()

@@ -98,7 +98,7 @@ def test_a_run_without_a_spare_node_says_what_it_waits_for(nodes: Rows) -> None:
     """F4."""
     row = passed(nodes, "F4b")
     assert row["is_bitwise"]
-    assert "2 worker(s) of 2 CPU beside 1 CPU for Ray Data can't be placed on 2 node(s)" in row["says"]
+    assert "2 worker(s) of 2 CPU plus 1 CPU for Ray Data can't be placed on 2 node(s)" in row["says"]
 
 
 def test_an_elastic_run_goes_on_with_fewer_workers_on_exactly_the_remaining_rows(nodes: Rows) -> None:

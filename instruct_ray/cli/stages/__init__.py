@@ -1,0 +1,1 @@
+"""What each stage's command prints around its one library call."""

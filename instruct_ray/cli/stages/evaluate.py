@@ -1,4 +1,4 @@
-"""`instruct-ray evaluate`: model -> evidence."""
+"""`instruct-ray evaluate`: the evaluate stage, from model to evidence."""
 
 from instruct_ray.cli import ray_session
 from instruct_ray.config.schema import Config

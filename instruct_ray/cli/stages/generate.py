@@ -1,4 +1,4 @@
-"""`instruct-ray generate`: a file of rows -> a folder of answers, without an endpoint."""
+"""`instruct-ray generate`: the generate stage, from a file of rows to a folder of answers, without an endpoint."""
 
 from pathlib import Path
 
@@ -9,7 +9,7 @@ from instruct_ray.errors import InputError
 from instruct_ray.run.folder import RunFolder
 from instruct_ray.tracking.mlflow_client import require_registry_uri
 
-# How the counts are printed.
+# How finish reasons are printed. Any other reason says why a row could not be read.
 FINISH_REASON_TEXTS = {
     "stop": "answered",
     "length": "answered up to serving.max_new_tokens",
@@ -18,7 +18,7 @@ FINISH_REASON_TEXTS = {
 
 
 def run_generate(config: Config, model: str | None, output: Path) -> None:
-    """Answer every row of `data.sources` with the tuned model of the run, or with another model."""
+    """Answer every row of `data.sources` with a model, which is the tuned model of the run if `model` is None."""
     with StatusLine("generate") as status:
         status("loading libraries")
         from instruct_ray.inference.offline.generate import generate  # noqa: PLC0415  (takes seconds)
@@ -28,17 +28,17 @@ def run_generate(config: Config, model: str | None, output: Path) -> None:
     assert manifest.counts is not None, "all rows are answered"
     print(f"{'already generated' if already_done else 'generated'}: {manifest.num_rows:,} rows")
     for reason, count in sorted(manifest.counts.items(), key=lambda item: -item[1]):
-        print(f"  {count:>9,} {FINISH_REASON_TEXTS.get(reason, f'can not be read ({reason})')}")
+        print(f"  {count:>9,} {FINISH_REASON_TEXTS.get(reason, f'unreadable ({reason})')}")
     print(f"-> {output}/part-*.jsonl")
 
 
 def _model_dir(config: Config, model: str | None) -> Path:
-    """The model's folder; a registered version is downloaded once, to where every node sees it."""
+    """The folder of a model. A registered version is downloaded once, to the storage that all nodes see."""
     if model is None:
-        folder = RunFolder.from_config(config).model_dir
-        if not folder.is_dir():
-            raise InputError(f"{folder}: no tuned model; run `instruct-ray tune` with this config, or give a --model")
-        return folder
+        model_dir = RunFolder.from_config(config).model_dir
+        if not model_dir.is_dir():
+            raise InputError(f"{model_dir}: no tuned model; run `instruct-ray tune` with this config or give --model")
+        return model_dir
     if not model.startswith("models:"):
         if not Path(model).is_dir():
             raise InputError(f"--model: no folder {model}; give a model folder or models:/NAME@ALIAS")

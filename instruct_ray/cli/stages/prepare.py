@@ -1,4 +1,4 @@
-"""`instruct-ray prepare`: triples -> packs."""
+"""`instruct-ray prepare`: the prepare stage, from triples to packs."""
 
 from instruct_ray.cli import ray_session
 from instruct_ray.config.schema import Config
@@ -6,7 +6,7 @@ from instruct_ray.console import StatusLine
 
 
 def run_prepare(config: Config) -> None:
-    """Prepare the packs of a run and print what became of the rows."""
+    """Prepare the packs of a run and print the outcomes of the rows."""
     with StatusLine("prepare") as status:
         status("loading libraries")
         from instruct_ray.data.prepare.pipeline import prepare  # noqa: PLC0415  (takes seconds)
@@ -21,10 +21,10 @@ def run_prepare(config: Config) -> None:
     )
     outcomes = [f"{count:,} {OUTCOME_TEXTS[outcome][0]}" for outcome, count in manifest["fates"].items() if count]
     print(f"{manifest['num_read']:,} rows read: {', '.join(outcomes)}")
-    share = manifest["num_computed_tokens"] / manifest["num_tokens"]
+    computed_fraction = manifest["num_computed_tokens"] / manifest["num_tokens"]
     print(
         f"{manifest['num_tokens']:,} tokens in the rows -> {manifest['num_computed_tokens']:,} to compute "
-        f"({share:.1%}), {manifest['num_trained_tokens']:,} target tokens"
+        f"({computed_fraction:.1%}), {manifest['num_trained_tokens']:,} target tokens"
     )
     print(f"packs: {path}")
     print(f"report: {path / REPORT_FILE}")

@@ -1,4 +1,4 @@
-"""`instruct-ray register`, `promote` and `rollback`: evidence -> version, and which version the alias names."""
+"""`instruct-ray register`, `promote` and `rollback`: the register stage, from evidence to version, and its alias."""
 
 from instruct_ray.config.schema import Config
 from instruct_ray.console import StatusLine
@@ -27,7 +27,7 @@ def run_promote(config: Config, version: str) -> None:
 
 
 def run_rollback(config: Config) -> None:
-    """Point the alias to the version it named before."""
+    """Point the alias to its previous version."""
     from instruct_ray.registry.model_registry import ModelRegistry  # noqa: PLC0415  (takes seconds)
 
     registry = ModelRegistry(require_registry_uri(config))
@@ -36,6 +36,6 @@ def run_rollback(config: Config) -> None:
 
 
 def browse_command(config: Config) -> str:
-    """How to see the versions in MLflow's web interface."""
+    """How to open MLflow's web interface, which shows the versions."""
     uri = tracking_uri(config)
     return f"open {uri}" if uri.startswith("http") else f".venv/bin/mlflow ui --backend-store-uri {uri} --port 5000"

@@ -1,4 +1,4 @@
-"""`instruct-ray serve`: version -> endpoint."""
+"""`instruct-ray serve`: the serve stage, from version to endpoint."""
 
 import os
 import signal
@@ -13,7 +13,7 @@ from instruct_ray.tracking.mlflow_client import require_registry_uri, tracking_u
 
 
 def run_serve(config: Config) -> None:
-    """Serve the version that the alias names: on this machine until it is stopped; on a cluster the app stays."""
+    """Serve the version under the alias: on this machine until it is stopped, on a cluster as an app that stays."""
     with StatusLine("serve") as status:
         url = start_endpoint(config, status)
     name = config.registry.name
@@ -21,7 +21,7 @@ def run_serve(config: Config) -> None:
     if not os.environ.get("RAY_ADDRESS"):
         print("stop it with Ctrl-C")
         _wait_for_stop()
-        from ray import serve  # noqa: PLC0415  (see start_endpoint)
+        from ray import serve  # noqa: PLC0415  (takes seconds)
 
         serve.delete(name)
 
@@ -30,7 +30,7 @@ def start_endpoint(config: Config, status: StatusLine) -> str:
     """Start the endpoint and return its base URL.
 
     Raises:
-        InputError: nothing is registered under the alias, or the port is taken.
+        InputError: nothing is registered under the alias, or the port is in use.
     """
     status("loading libraries")
     from ray import serve  # noqa: PLC0415  (takes seconds)

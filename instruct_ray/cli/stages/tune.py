@@ -1,4 +1,4 @@
-"""`instruct-ray tune`: packs -> model."""
+"""`instruct-ray tune`: the tune stage, from packs to model."""
 
 from functools import partial
 

@@ -1,4 +1,4 @@
-"""A prepared folder on disk: its Parquet files, what is in it, and its packs by index."""
+"""A folder of packs on disk: Parquet files, a manifest, and access to packs by index."""
 
 import bisect
 import itertools
@@ -28,23 +28,23 @@ SCHEMA = pa.schema(
         ("row_ids", pa.list_(pa.string())),
     ]
 )
-# A row group is what is read at once: about this many bytes of tokens.
+# Parquet is read one row group at a time: about this many bytes of tokens.
 ROW_GROUP_BYTES = 2**20
 BYTES_PER_POSITION = 4 * len(TOKEN_COLUMNS)
 
 
 def packs_per_row_group(pack_tokens: int) -> int:
-    """Packs that are read at once."""
+    """Packs in one row group."""
     return max(1, ROW_GROUP_BYTES // (BYTES_PER_POSITION * pack_tokens))
 
 
 def shard_file(shard: int) -> str:
-    """Name of a shard's file."""
+    """Name of the file with a shard's packs."""
     return f"packs-{shard:06d}.parquet"
 
 
 def to_table(packs: Sequence[Pack]) -> pa.Table:
-    """Packs -> Arrow, with the columns of `SCHEMA`."""
+    """Convert packs to an Arrow table with the columns of `SCHEMA`."""
     lengths = [len(pack["input_ids"]) for pack in packs]
     offsets = pa.array(np.concatenate(([0], np.cumsum(lengths))).astype(np.int32))
     columns: list[pa.Array] = []
@@ -59,7 +59,7 @@ def to_table(packs: Sequence[Pack]) -> pa.Table:
 
 
 def from_table(table: pa.Table) -> list[Pack]:
-    """The inverse of `to_table`; token columns are views of the table's memory."""
+    """Convert a table back to packs; the token columns are views of the table's memory."""
     table = table.combine_chunks()
     columns: dict[str, list[Any]] = {}
     for name in SCHEMA.names:
@@ -79,7 +79,7 @@ def write_packs(path: Path, packs: Sequence[Pack], pack_tokens: int) -> None:
 
 @dataclass(frozen=True)
 class PackedDataset:
-    """A folder of packs that `prepare` finished."""
+    """A finished folder of packs."""
 
     path: Path
     manifest: dict[str, Any]
@@ -89,7 +89,7 @@ class PackedDataset:
         """Open a prepared folder.
 
         Raises:
-            InputError: there is none, or it is not complete.
+            InputError: it does not exist or is not finished.
         """
         manifest = path / MANIFEST
         if not manifest.is_file():
@@ -98,11 +98,12 @@ class PackedDataset:
 
     @property
     def num_packs(self) -> int:
+        """Packs in all files."""
         return int(self.manifest["num_packs"])
 
     @property
     def num_examples(self) -> int:
-        """Examples in the packs: each answer of a row, and each copy of it, is one."""
+        """Examples in the packs: one for each answer of a row and each copy of it."""
         return int(self.manifest["num_examples"])
 
     @cached_property
@@ -117,12 +118,12 @@ class PackedDataset:
 
     @cached_property
     def num_target_tokens(self) -> NDArray[np.int64]:
-        """Trained tokens of each pack; shape (num_packs,)."""
+        """Target tokens of each pack; shape (num_packs,)."""
         columns = [pq.read_table(self.path / name, columns=["num_trained"])[0] for name in self.manifest["files"]]
         return np.concatenate([column.to_numpy() for column in columns]).astype(np.int64)
 
     def read_group(self, group: int) -> pa.Table:
-        """One row group, by its number over all files."""
+        """Read a row group by its index over all files."""
         size = packs_per_row_group(self.manifest["pack_tokens"])
         for name, num_packs in self.manifest["files"].items():
             num_groups = -(-num_packs // size)
@@ -132,18 +133,23 @@ class PackedDataset:
         raise IndexError(f"{self.path} has no row group {group}")
 
     def take(self, indices: Iterable[int]) -> list[Pack]:
-        """Packs by index; each row group that holds one of them is read once."""
+        """Read packs by index; each row group that holds some of them is read once."""
         starts = [0, *itertools.accumulate(self.row_groups)]
-        places = [(group := bisect.bisect_right(starts, index) - 1, index - starts[group]) for index in indices]
-        groups = {group: from_table(self.read_group(group)) for group in sorted({group for group, _ in places})}
-        return [groups[group][row] for group, row in places]
+        locations = [(group := bisect.bisect_right(starts, index) - 1, index - starts[group]) for index in indices]
+        groups = {group: from_table(self.read_group(group)) for group in sorted({group for group, _ in locations})}
+        return [groups[group][offset] for group, offset in locations]
+
+    def sample_evenly(self, num_packs: int) -> list[Pack]:
+        """Read at most `num_packs` packs, evenly spread over the data set."""
+        indices = np.linspace(0, self.num_packs - 1, min(num_packs, self.num_packs)).astype(int)
+        return self.take(indices.tolist())
 
 
 def find_packs(folder: RunFolder) -> PackedDataset:
-    """The prepared packs of a run.
+    """Open the prepared packs of a run.
 
     Raises:
-        InputError: there are none yet.
+        InputError: the run has none yet.
     """
     if finished := finished_pack_dirs(folder):
         return PackedDataset.open(finished[0])
@@ -151,11 +157,11 @@ def find_packs(folder: RunFolder) -> PackedDataset:
 
 
 def finished_pack_dirs(folder: RunFolder) -> list[Path]:
-    """The finished folders of packs of a run; the name of an unfinished one begins with a dot."""
+    """Find the finished pack folders of a run; the name of an unfinished one starts with a dot."""
     return sorted(manifest.parent for manifest in folder.packs_dir.glob(f"[!.]*/{MANIFEST}"))
 
 
 @lru_cache(maxsize=64)
 def _open(path: Path) -> pq.ParquetFile:
-    """A file and its footer, once for all the row groups that a process reads of it."""
+    """Open a file; its footer is parsed once per process, not once per row group."""
     return pq.ParquetFile(path, memory_map=True)

@@ -1,8 +1,8 @@
-"""(seed, epoch, step, rank) -> packs: any step of any epoch can be named, whatever the number of ranks. Pure.
+"""(seed, epoch, step, rank) -> packs. Random access to any step, for any number of ranks. Pure.
 
-An epoch is a line of all packs: the row groups in a random order, the packs of each shuffled. The line is cut into as
-many equal lanes as a step has packs, and step s takes the s-th pack of every lane. So each lane is read from one end to
-the other, a step mixes packs from all over the data, and nothing larger than the list of row groups is held in memory.
+An epoch orders all packs: row groups in random order, with the packs of each shuffled. The order is cut into
+`packs_per_step` slots of equal length, and step s takes the s-th pack of every slot. So each slot is read sequentially,
+a step mixes packs from all over the data set, and memory holds nothing larger than the list of row groups.
 """
 
 import math
@@ -32,7 +32,7 @@ class BatchPlan:
 
     @property
     def steps_per_epoch(self) -> int:
-        """Optimizer steps in an epoch, which is also the length of a lane; the last lanes may be shorter."""
+        """Optimizer steps in an epoch. Also the length of a slot; the last slots may be shorter."""
         return math.ceil(self.num_packs / self.packs_per_step)
 
     @property
@@ -41,27 +41,27 @@ class BatchPlan:
         return self.num_epochs * self.steps_per_epoch
 
     def pack_at(self, step: int, slot: int) -> int | None:
-        """The index of the pack that a lane gives to a step; None past the lane's end."""
+        """The index of a slot's pack at a step; None past the end of the slot."""
         epoch, step_in_epoch = divmod(step, self.steps_per_epoch)
         position = slot * self.steps_per_epoch + step_in_epoch
         return None if position >= self.num_packs else _epoch_order(self.row_groups, self.seed, epoch).pack_at(position)
 
     def step_packs(self, step: int) -> list[int]:
-        """The packs of one step of the run, the same for every number of ranks."""
-        found = (self.pack_at(step, slot) for slot in range(self.packs_per_step))
-        return [index for index in found if index is not None]
+        """The packs of a step; the same for every number of ranks."""
+        packs = (self.pack_at(step, slot) for slot in range(self.packs_per_step))
+        return [index for index in packs if index is not None]
 
     def packs_per_rank(self, world_size: int) -> int:
-        """Packs that each rank gets in every step, so that all run the same collectives."""
+        """Packs per rank and step; equal on all ranks, so that all run the same collectives."""
         return math.ceil(self.packs_per_step / world_size)
 
     def rank_packs(self, step: int, rank: int, world_size: int) -> list[int | None]:
-        """One rank's packs of a step; None where it has none and computes an empty one."""
-        mine = [self.pack_at(step, slot) for slot in range(rank, self.packs_per_step, world_size)]
-        return mine + [None] * (self.packs_per_rank(world_size) - len(mine))
+        """The packs of one rank at a step, padded to `packs_per_rank` with None, which stands for an empty pack."""
+        packs = [self.pack_at(step, slot) for slot in range(rank, self.packs_per_step, world_size)]
+        return packs + [None] * (self.packs_per_rank(world_size) - len(packs))
 
     def iter_rank_packs(self, start_step: int, rank: int, world_size: int) -> Iterator[int | None]:
-        """One rank's packs from a step to the end of the run."""
+        """The packs of one rank from a step to the end of the run."""
         for step in range(start_step, self.num_steps):
             yield from self.rank_packs(step, rank, world_size)
 
@@ -69,29 +69,31 @@ class BatchPlan:
 def make_plan(
     row_groups: tuple[int, ...], num_examples: int, examples_per_step: int, num_epochs: int, seed: int
 ) -> BatchPlan:
-    """The plan that comes nearest to `examples_per_step` with whole packs."""
+    """Make the plan whose steps of whole packs come closest to `examples_per_step`."""
     num_packs = sum(row_groups)
     packs_per_step = max(1, round(examples_per_step * num_packs / num_examples))
     return BatchPlan(row_groups, min(packs_per_step, num_packs), num_epochs, seed)
 
 
 class _EpochOrder:
-    """The line of an epoch's packs, evaluated where it is asked."""
+    """The shuffled packs of an epoch, computed on demand."""
 
     def __init__(self, row_groups: tuple[int, ...], seed: int, epoch: int) -> None:
         self._seed = (seed, epoch)
-        sizes = np.array(row_groups, dtype=np.int64)
-        self._order = np.random.default_rng(self._seed).permutation(len(sizes))
-        self._first_pack = np.array([0, *accumulate(row_groups)], dtype=np.int64)
-        # Where each row group of the order begins on the line.
-        self._starts = np.concatenate(([0], np.cumsum(sizes[self._order])))
-        self._sizes = sizes
+        self._sizes = np.array(row_groups, dtype=np.int64)
+        self._group_order = np.random.default_rng(self._seed).permutation(len(self._sizes))
+        # Index of the first pack of each row group.
+        self._first_packs = np.array([0, *accumulate(row_groups)], dtype=np.int64)
+        # Position in the epoch at which each row group of `_group_order` starts.
+        self._start_positions = np.concatenate(([0], np.cumsum(self._sizes[self._group_order])))
         self._shuffled = lru_cache(maxsize=4096)(self._shuffle)
 
     def pack_at(self, position: int) -> int:
-        place = int(np.searchsorted(self._starts, position, side="right")) - 1
-        group = int(self._order[place])
-        return int(self._first_pack[group] + self._shuffled(group)[position - self._starts[place]])
+        """The index of the pack at a position of the epoch."""
+        order_index = int(np.searchsorted(self._start_positions, position, side="right")) - 1
+        group = int(self._group_order[order_index])
+        offset = self._shuffled(group)[position - self._start_positions[order_index]]
+        return int(self._first_packs[group] + offset)
 
     def _shuffle(self, group: int) -> NDArray[np.int64]:
         return np.random.default_rng([*self._seed, group]).permutation(int(self._sizes[group]))

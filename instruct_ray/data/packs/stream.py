@@ -1,4 +1,4 @@
-"""Plan -> a Ray Data stream of packs for one rank, starting at any step without reading what came before."""
+"""Plan -> a Ray Data stream of packs for one rank. It can start at any step without reading earlier ones."""
 
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -13,47 +13,50 @@ from instruct_ray.data.packs.dataset import PackedDataset, from_table, packs_per
 from instruct_ray.data.packs.plan import BatchPlan
 from instruct_ray.data.packs.tree import Pack, empty_pack
 
-# A task fetches this many row groups of each lane: the two at its ends are read in part, and by the next task again.
+# A task fetches this many row groups of each slot. The first and the last are used in part and read by two tasks.
 ROW_GROUPS_PER_TASK = 4
-# Fetching packs is light: a fraction of a CPU, so that training workers can't starve it by holding the others.
+# Fetching packs is light work. With a fraction of a CPU it can't be starved by training workers that hold the rest.
 FETCH_CPUS = 0.1
 
 
 def stream_packs(path: Path, plan: BatchPlan, start_step: int, rank: int, world_size: int) -> Iterator[list[Pack]]:
-    """A rank's packs step by step in the order of the plan, read ahead of training by Ray Data tasks; the first are on
-    their way when this returns, so that other things can be made ready meanwhile."""
-    packs = _read_steps(path, plan, start_step, rank, world_size)
+    """Stream a rank's packs step by step, in the order of the plan.
+
+    Ray Data tasks read ahead of training. Fetching task_starts before this returns, so it overlaps with other setup.
+    """
+    steps = _read_steps(path, plan, start_step, rank, world_size)
     executor = ThreadPoolExecutor(max_workers=1)
-    first = executor.submit(next, packs, None)
+    first_step = executor.submit(next, steps, None)
     executor.shutdown(wait=False)
-    return _prefetch_first(first, packs)
+    return _prefetch_first(first_step, steps)
 
 
-def _prefetch_first(first: Future[list[Pack] | None], others: Iterator[list[Pack]]) -> Iterator[list[Pack]]:
-    packs = first.result()
+def _prefetch_first(first_step: Future[list[Pack] | None], later_steps: Iterator[list[Pack]]) -> Iterator[list[Pack]]:
+    packs = first_step.result()
     if packs is not None:
         yield packs
-        yield from others
+        yield from later_steps
 
 
 def _read_steps(path: Path, plan: BatchPlan, start_step: int, rank: int, world_size: int) -> Iterator[list[Pack]]:
     dataset = PackedDataset.open(path)
     steps_per_task = ROW_GROUPS_PER_TASK * packs_per_row_group(dataset.manifest["pack_tokens"])
-    starts = [{"step": step} for step in range(start_step, plan.num_steps, steps_per_task)]
-    if not starts:
+    task_starts = [{"step": step} for step in range(start_step, plan.num_steps, steps_per_task)]
+    if not task_starts:
         return
 
     def fetch(row: dict[str, Any]) -> Iterator[dict[str, Any]]:
         steps = range(row["step"], min(row["step"] + steps_per_task, plan.num_steps))
-        shares = [plan.rank_packs(step, rank, world_size) for step in steps]
-        packs = iter(PackedDataset.open(path).take(index for share in shares for index in share if index is not None))
-        for share in shares:
-            yield {"packs": to_ipc([empty_pack() if index is None else next(packs) for index in share])}
+        indices_by_step = [plan.rank_packs(step, rank, world_size) for step in steps]
+        indices = (index for step_indices in indices_by_step for index in step_indices if index is not None)
+        packs = iter(PackedDataset.open(path).take(indices))
+        for step_indices in indices_by_step:
+            yield {"packs": to_ipc([empty_pack() if index is None else next(packs) for index in step_indices])}
 
     context = ray.data.DataContext.get_current()
     context.execution_options.preserve_order = True
     context.enable_progress_bars = False
-    steps = ray.data.from_items(starts, override_num_blocks=len(starts)).flat_map(
+    steps = ray.data.from_items(task_starts, override_num_blocks=len(task_starts)).flat_map(
         fetch, num_cpus=FETCH_CPUS, compute=TaskPoolStrategy(size=1)
     )
     for batch in steps.iter_batches(batch_size=1, batch_format="pyarrow", prefetch_batches=2):
@@ -61,7 +64,7 @@ def _read_steps(path: Path, plan: BatchPlan, start_step: int, rank: int, world_s
 
 
 def to_ipc(packs: list[Pack]) -> bytes:
-    """A step's packs as one value, so that a row of the stream is a step."""
+    """Serialize the packs of a step, so that one row of the stream is one step."""
     sink = pa.BufferOutputStream()
     table = to_table(packs)
     with pa.ipc.new_stream(sink, table.schema) as writer:
@@ -70,6 +73,6 @@ def to_ipc(packs: list[Pack]) -> bytes:
 
 
 def from_ipc(content: pa.Buffer) -> list[Pack]:
-    """The inverse of `to_ipc`."""
+    """Deserialize the packs of a step."""
     with pa.ipc.open_stream(content) as reader:
         return from_table(reader.read_all())

@@ -1,10 +1,10 @@
-"""Examples -> packs: prefix trees of examples, so that a token shared by several is computed once. Pure functions.
+"""Examples -> packs: prefix trees of examples, so that a token shared by several examples is computed once. Pure.
 
-A pack lays its tree out depth first, and each token carries the position just past its subtree:
+A pack stores its tree in depth-first order, and each token has the index just past its subtree:
 
-    query i may see key j   <=>   j <= i < subtree_end[j]
+    query i attends to key j   <=>   j <= i < subtree_end[j]
 
-which lets a token see the path from the root to itself and nothing else: its own example, whatever else is in the pack.
+So a token attends to the path from the root to itself, which is its own example, and to nothing else in the pack.
 """
 
 from collections.abc import Iterable, Iterator
@@ -16,61 +16,65 @@ from instruct_ray.data.example import IGNORE_INDEX, Example, Int32s
 
 
 class Pack(TypedDict):
-    """One row of a packed data set; the first four have one entry per token that the model reads."""
+    """One row of a packed data set; the first four fields have one entry per token that the model reads."""
 
     input_ids: Int32s
     position_ids: Int32s
     """Distance from the root: positions continue along each branch."""
     labels: Int32s
-    """The token that this position predicts, -100 where nothing is trained."""
+    """The target token of this position; -100 where there is none."""
     subtree_end: Int32s
-    """The position just past the last token that may see this one."""
+    """Index just past the last token that attends to this one."""
     num_trained: int
+    """Target tokens."""
     num_tokens: int
-    """What the rows would cost unpacked and unpadded."""
+    """Tokens of the rows, unpacked and unpadded."""
     row_ids: list[str]
 
 
 class _Branch:
-    """A run of positions without a fork, and the branches behind it."""
+    """A sequence of positions without a fork, and its child branches by their first token."""
 
-    __slots__ = ("branches", "inputs", "labels")
+    __slots__ = ("children", "inputs", "labels")
 
     def __init__(self, inputs: Int32s, labels: Int32s) -> None:
         self.inputs, self.labels = inputs, labels
-        self.branches: dict[int, list[_Branch]] = {}
+        self.children: dict[int, list[_Branch]] = {}
 
     def num_shared(self, inputs: Int32s, labels: Int32s) -> int:
-        """Leading positions that an example could share: the same token, and not trained by both."""
+        """Count the leading positions that an example can share: equal tokens, and a target in at most one of them."""
         size = min(len(self.inputs), len(inputs))
         differs = self.inputs[:size] != inputs[:size]
         differs |= (self.labels[:size] != IGNORE_INDEX) & (labels[:size] != IGNORE_INDEX)
         first = int(differs.argmax())
         return first if differs[first] else size
 
-    def add(self, branch: "_Branch") -> None:
-        self.branches.setdefault(int(branch.inputs[0]), []).append(branch)
+    def add_child(self, branch: "_Branch") -> None:
+        self.children.setdefault(int(branch.inputs[0]), []).append(branch)
 
     def split(self, size: int) -> None:
-        """Let what lies past `size` positions become a branch behind them."""
+        """Keep the first `size` positions and move the rest into a child."""
         tail = _Branch(self.inputs[size:], self.labels[size:])
-        tail.branches = self.branches
-        self.inputs, self.labels, self.branches = self.inputs[:size], self.labels[:size], {}
-        self.add(tail)
+        tail.children = self.children
+        self.inputs, self.labels, self.children = self.inputs[:size], self.labels[:size], {}
+        self.add_child(tail)
 
 
 class PrefixTree:
-    """A prefix tree of examples. A position is shared by examples with the same path to it as long as at most one of
-    them trains on it: its label is one token."""
+    """A prefix tree of examples.
+
+    Examples with the same path to a position share it as long as at most one of them has a target there, since a
+    position has one label.
+    """
 
     def __init__(self) -> None:
         self._root = _Branch(np.empty(0, np.int32), np.empty(0, np.int32))
         self._examples: list[Example] = []
         self.size = 0
-        """Tokens that the model computes."""
+        """Positions in the tree: the tokens that the model computes."""
 
     def add(self, example: Example, max_size: int) -> bool:
-        """Add an example unless the tree would outgrow `max_size`; says whether it did."""
+        """Add an example unless the tree would exceed `max_size`; returns whether it was added."""
         inputs, labels = example.inputs_and_labels()
         path = self._shared_path(inputs, labels)
         num_shared = sum(size for _, size in path)
@@ -81,18 +85,18 @@ class PrefixTree:
         for parent, size in path:
             if size < len(parent.inputs):
                 parent.split(size)
-            # Labels are views of an example's own array until another example trains on the same position.
-            own = labels[depth : depth + size]
-            parent.labels = np.where(own != IGNORE_INDEX, own, parent.labels)
+            # Not in place: the labels are a view of the array of the example that created the branch.
+            new_labels = labels[depth : depth + size]
+            parent.labels = np.where(new_labels != IGNORE_INDEX, new_labels, parent.labels)
             depth += size
         if num_shared < len(inputs):
-            parent.add(_Branch(inputs[num_shared:], labels[num_shared:]))
+            parent.add_child(_Branch(inputs[num_shared:], labels[num_shared:]))
         self.size += len(inputs) - num_shared
         self._examples.append(example)
         return True
 
-    def pack(self) -> Pack:
-        """Lay the tree out depth first."""
+    def to_pack(self) -> Pack:
+        """Store the tree in depth-first order."""
         inputs: list[Int32s] = []
         labels: list[Int32s] = []
         positions: list[Int32s] = []
@@ -117,7 +121,7 @@ class PrefixTree:
         ends: list[int],
         sizes: list[int],
     ) -> None:
-        """Append each branch in turn; all positions of a branch end where the last branch behind it does."""
+        """Append the branches in depth-first order; all positions of a branch have the same subtree end."""
         index = 0
         open_branches: list[tuple[int, int]] = []
         stack = [(branch, 0) for branch in _children_reversed(self._root)]
@@ -133,35 +137,35 @@ class PrefixTree:
             labels.append(branch.labels)
             positions.append(np.arange(depth, depth + size, dtype=np.int32))
             index += size
-            stack += [(behind, depth + size) for behind in _children_reversed(branch)]
+            stack += [(child, depth + size) for child in _children_reversed(branch)]
         for number, _ in open_branches:
             ends[number] = index
 
     def _shared_path(self, inputs: Int32s, labels: Int32s) -> list[tuple[_Branch, int]]:
-        """(branch, shared positions) from the root on; only the last may be shared in part."""
+        """Find (branch, shared positions) from the root down; only the last branch may be shared in part."""
         path: list[tuple[_Branch, int]] = []
         branch, depth = self._root, 0
         while depth < len(inputs):
-            for behind in branch.branches.get(int(inputs[depth]), ()):
-                if size := behind.num_shared(inputs[depth:], labels[depth:]):
+            for child in branch.children.get(int(inputs[depth]), ()):
+                if size := child.num_shared(inputs[depth:], labels[depth:]):
                     break
             else:
                 return path
-            path.append((behind, size))
+            path.append((child, size))
             depth += size
-            if size < len(behind.inputs):
+            if size < len(child.inputs):
                 return path
-            branch = behind
+            branch = child
         return path
 
 
 def _children_reversed(branch: _Branch) -> list[_Branch]:
-    """Branches in reverse order, as a stack wants them."""
-    return [behind for twins in branch.branches.values() for behind in twins][::-1]
+    """The children of a branch in the order in which a stack takes them."""
+    return [child for same_token in branch.children.values() for child in same_token][::-1]
 
 
 def pack_examples(examples: Iterable[Example], pack_tokens: int) -> Iterator[Pack]:
-    """Fill trees of at most `pack_tokens` in the order given; every example lands in exactly one.
+    """Fill packs of at most `pack_tokens` with examples in the given order; each example goes into exactly one pack.
 
     Raises:
         ValueError: an example is longer than a pack.
@@ -171,15 +175,15 @@ def pack_examples(examples: Iterable[Example], pack_tokens: int) -> Iterator[Pac
         if example.num_inputs > pack_tokens:
             raise ValueError(f"row {example.row_id} has {example.num_tokens} tokens, a pack only {pack_tokens}")
         if not tree.add(example, pack_tokens):
-            yield tree.pack()
+            yield tree.to_pack()
             tree = PrefixTree()
             tree.add(example, pack_tokens)
     if tree.size:
-        yield tree.pack()
+        yield tree.to_pack()
 
 
 def empty_pack() -> Pack:
-    """A pack in which nothing is trained, for a rank that has no other."""
+    """Make a pack of one token without a target, for a rank that has no pack at a step."""
     zero = np.zeros(1, np.int32)
     return Pack(
         input_ids=zero,

@@ -1,0 +1,1 @@
+"""The prepare stage: two Ray Data passes from source files to packs."""

@@ -1,10 +1,9 @@
-"""First pass of prepare: a chunk of a file -> rendered rows dealt to shards; the fate of those that go no further."""
+"""First pass of prepare: a chunk of a file -> rendered rows, partitioned into shards; a ledger of the other rows."""
 
-import hashlib
 import json
 import pickle
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from itertools import islice
@@ -13,79 +12,80 @@ from pathlib import Path
 from transformers import PreTrainedTokenizerBase
 
 from instruct_ray.config.data import DataConfig
-from instruct_ray.data.ledger import Ledger, LedgerEntry
-from instruct_ray.data.prepare.input_checks import MAX_NAMED_ROWS
+from instruct_ray.data.ledger import Ledger, LedgerEntry, sum_counts
+from instruct_ray.data.prepare.decisions import RowDecision, decide_rows, group_key
+from instruct_ray.data.prepare.input_checks import QuarantineSummary
 from instruct_ray.data.prepare.near_duplicates import minhash_signature
-from instruct_ray.data.prepare.shuffle_files import HeldOutRow, RenderedRow, write_block, write_held_out_rows
+from instruct_ray.data.prepare.shuffle_files import HeldOutRow, RenderedRow, write_block, write_held_out_block
 from instruct_ray.data.rendering.contract import PromptContract
 from instruct_ray.data.rendering.renderer import Renderer
-from instruct_ray.data.rendering.truncation import FittedRow, TooLongRow, fit_to_limit
+from instruct_ray.data.rendering.truncation import FittedRow
 from instruct_ray.data.report.statistics import report_keys
-from instruct_ray.data.row_id import parse_row_id
-from instruct_ray.data.sources.files import Chunk, SourceFile
 from instruct_ray.data.sources.readers import read_records
 from instruct_ray.data.sources.records import Record, RowError
 from instruct_ray.data.sources.row_formats import parse_row
-from instruct_ray.data.sources.triple import Triple
+from instruct_ray.data.sources.source_file import Chunk, SourceFile
+from instruct_ray.data.sources.triple import HeldOutSplit
 
-# Rows tokenised together, and rows held before they are written: both bound memory, whatever the size of the data.
+# Rows that are tokenized together, and rows that are kept before a block is written: both bound memory.
 ROWS_PER_BATCH = 512
-ROWS_PER_PIECE = 20_000
-# Rows of the sources that are looked at to find groups too large for one shard.
+ROWS_PER_BLOCK = 20_000
+# Chunks, and rows of each, that are sampled to find groups too large for one shard.
 SAMPLED_CHUNKS = 64
 ROWS_PER_SAMPLE = 256
 
 
 @dataclass(frozen=True)
 class TokenizePassSpec:
-    """What every task of the pass needs to know."""
+    """The inputs that all tasks of the pass share."""
 
     data: DataConfig
     seed: int
     tokenizer: bytes
-    """Pickled: a worker would load the model's code to find out which it is, and might not see the base's folder."""
+    """Pickled: to load it, a worker would run the model's own code, and it might not see the base model's folder."""
     contract: PromptContract
     files: tuple[SourceFile, ...]
     folder: Path
     """Where the ledger is written."""
-    spool: Path
+    shuffle_dir: Path
     """Where rows are written for the second pass."""
     num_shards: int
-    spread_groups: frozenset[int]
-    """Groups that are dealt to all shards, being too large for one."""
+    oversized_groups: frozenset[int]
+    """Groups too large for one shard; their rows are spread over all shards."""
 
-    def shard_of(self, group: int, content: bytes) -> int:
-        """Rows of a group meet in one shard, exact duplicates always."""
-        key = int.from_bytes(content[:8], "big") if group in self.spread_groups else group
+    def choose_shard(self, group: int, content_digest: bytes) -> int:
+        """Choose a row's shard: the same for all rows of a group, and always the same for exact duplicates."""
+        key = int.from_bytes(content_digest[:8], "big") if group in self.oversized_groups else group
         return key % self.num_shards
 
 
 @dataclass
 class TokenizePassResult:
-    """What a task has done."""
+    """Counts of one task, or of several tasks merged."""
 
     num_read: int = 0
-    fates: dict[str, int] = field(default_factory=dict)
-    """Rows that go no further, by fate."""
-    reasons: Counter[str] = field(default_factory=Counter)
-    """Rows that can't be used, by reason."""
-    bad: list[tuple[int, int, str]] = field(default_factory=list)
-    """The first of them: file, position, what is wrong."""
+    outcomes: dict[str, int] = field(default_factory=dict)
+    """Rows that the second pass does not get, by outcome."""
+    quarantined: QuarantineSummary = field(default_factory=QuarantineSummary)
 
 
-def group_key(triple: Triple) -> int:
-    """A hash of what a group's rows have in common."""
-    text = "\x1e".join(triple.group).encode()
-    return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "big")
+def merge_results(results: Iterable[TokenizePassResult]) -> TokenizePassResult:
+    """Merge the results of all chunks, in the order of the chunks."""
+    merged = TokenizePassResult(outcomes=sum_counts([]))
+    for result in results:
+        merged.num_read += result.num_read
+        merged.outcomes = sum_counts([merged.outcomes, result.outcomes])
+        merged.quarantined.merge(result.quarantined)
+    return merged
 
 
 def find_oversized_groups(chunks: Sequence[Chunk], data: DataConfig, num_shards: int) -> frozenset[int]:
-    """Groups that would fill more than half a shard, judged by the first rows of chunks all over the data."""
+    """Find groups that would fill more than half a shard, estimated from a sample of rows from all over the data."""
     if num_shards == 1:
         return frozenset()
     counts: Counter[int] = Counter()
-    step = -(-len(chunks) // SAMPLED_CHUNKS)
-    for chunk in chunks[::step]:
+    stride = -(-len(chunks) // SAMPLED_CHUNKS)
+    for chunk in chunks[::stride]:
         for record in islice(read_records(chunk, data), ROWS_PER_SAMPLE):
             try:
                 counts[group_key(parse_row(record.value, "", data.sources[chunk.file.source]))] += 1
@@ -94,120 +94,113 @@ def find_oversized_groups(chunks: Sequence[Chunk], data: DataConfig, num_shards:
     return frozenset(group for group, count in counts.items() if count > 0.5 * counts.total() / num_shards)
 
 
-def tokenize_chunk(chunk: Chunk, job: TokenizePassSpec) -> TokenizePassResult:
-    """Read, check, split and tokenise a chunk; write what goes on."""
-    task = _TokenizeTask(job, chunk)
-    records = read_records(chunk, job.data)
+def tokenize_chunk(chunk: Chunk, spec: TokenizePassSpec) -> TokenizePassResult:
+    """Read, check, split and tokenize a chunk; write its rows for the second pass, and the ledger of the others."""
+    task = _TokenizeTask(chunk, spec)
+    records = read_records(chunk, spec.data)
     while batch := list(islice(records, ROWS_PER_BATCH)):
         task.add(batch)
     return task.finish()
 
 
 class _TokenizeTask:
-    """The state of one call of `ingest`."""
+    """The state of one call of `tokenize_chunk`."""
 
-    def __init__(self, job: TokenizePassSpec, chunk: Chunk) -> None:
-        self.job, self.chunk = job, chunk
-        self.source = job.data.sources[chunk.file.source]
-        self.renderer = Renderer(_tokenizer(job.tokenizer), job.contract)
-        self.ledger = Ledger([file.uri for file in job.files])
-        self.done = TokenizePassResult()
-        self.num_pieces = 0
-        self.shards: list[list[RenderedRow]] = [[] for _ in range(job.num_shards)]
-        self.num_held = 0
-        self.held_out: list[HeldOutRow] = []
+    def __init__(self, chunk: Chunk, spec: TokenizePassSpec) -> None:
+        self._chunk, self._spec = chunk, spec
+        self._renderer = Renderer(_load_tokenizer(spec.tokenizer), spec.contract)
+        self._ledger = Ledger([file.uri for file in spec.files])
+        self._result = TokenizePassResult()
+        self._num_blocks = 0
+        self._start_block()
 
     def add(self, records: Sequence[Record]) -> None:
-        """Take records to a shard, the held-out side, or the ledger."""
-        self.done.num_read += len(records)
-        row_ids: list[str] = []
-        triples: list[Triple] = []
-        digests: list[bytes] = []
-        for record in records:
-            row_id = f"{self.chunk.file.number}:{record.position}"
-            try:
-                triple = parse_row(record.value, row_id, self.source)
-            except RowError as error:
-                self._refuse(row_id, record.digest, error)
+        """Decide what becomes of a batch of records, and keep or count each."""
+        spec = self._spec
+        self._result.num_read += len(records)
+        for decision in decide_rows(records, self._chunk.file, self._renderer, spec.data, spec.seed):
+            if decision.fitted is None:
+                self._count_unused(decision)
+            elif decision.outcome == "trained":
+                self._add_train_row(build_rendered_row(decision, decision.fitted, spec.data))
             else:
-                row_ids.append(row_id)
-                triples.append(triple)
-                digests.append(record.digest)
-        fitted = fit_to_limit(self.renderer, row_ids, triples, self.job.data)
-        for row_id, digest, result in zip(row_ids, digests, fitted, strict=True):
-            if isinstance(result, RowError):
-                self._refuse(row_id, digest, result)
-            elif isinstance(result, TooLongRow):
-                self.ledger.add(LedgerEntry(row_id, digest, "too_long", num_tokens=result.num_tokens))
-            else:
-                self._keep(row_id, digest, result)
-        if self.num_held + len(self.held_out) >= ROWS_PER_PIECE:
-            self._write_piece()
+                self._held_out.append(_build_held_out_row(decision, decision.fitted, spec.data))
+        if self._num_train_rows + len(self._held_out) >= ROWS_PER_BLOCK:
+            self._write_block()
 
     def finish(self) -> TokenizePassResult:
-        """Write what is left."""
-        self._write_piece()
-        self.ledger.write(self.job.folder / "ledger" / f"ingest-{self.chunk.number:06d}.parquet")
-        self.done.fates = self.ledger.counts
-        return self.done
+        """Write the remaining rows and the ledger."""
+        self._write_block()
+        self._ledger.write(self._spec.folder / "ledger" / f"ingest-{self._chunk.number:06d}.parquet")
+        self._result.outcomes = self._ledger.counts
+        return self._result
 
-    def _refuse(self, row_id: str, digest: bytes, error: RowError) -> None:
-        self.done.reasons[error.reason] += 1
-        if len(self.done.bad) < MAX_NAMED_ROWS:
-            self.done.bad.append((*parse_row_id(row_id), error.detail))
-        self.ledger.add(LedgerEntry(row_id, digest, "quarantined", error.reason, error.detail))
-
-    def _keep(self, row_id: str, digest: bytes, fitted: FittedRow) -> None:
-        triple, content = fitted.triple, fitted.triple.content_digest
-        side = fitted.original.assign_split(self.job.data.test_fraction, self.job.data.validation_fraction)
-        if side != "train":
-            mark = b"" if self.job.data.near_duplicates is None else minhash_signature(triple.split_key).tobytes()
-            line = json.dumps(triple.dump(), ensure_ascii=False)
-            self.held_out.append(
-                HeldOutRow(row_id, side, digest, content, fitted.num_tokens, fitted.was_truncated, line, mark)
+    def _count_unused(self, decision: RowDecision) -> None:
+        reason, detail = "", ""
+        if decision.error is not None:
+            self._result.quarantined.add(decision.row_id, decision.error)
+            reason, detail = decision.error.reason, decision.error.detail
+        self._ledger.add(
+            LedgerEntry(
+                decision.row_id, decision.digest, decision.outcome, reason, detail, num_tokens=decision.num_tokens
             )
-            return
-        copies = num_copies(self.source.weight, self.job.seed, row_id)
-        if not copies:
-            self.ledger.add(LedgerEntry(row_id, digest, "left_out", num_tokens=fitted.num_tokens))
-            return
-        group = group_key(triple)
-        key = triple.split_key if self.job.data.near_duplicates is not None else ""
-        counted = report_keys(triple)
-        row = RenderedRow(
-            row_id,
-            digest,
-            content,
-            group,
-            key,
-            copies,
-            fitted.was_truncated,
-            fitted.num_tokens,
-            *counted,
-            fitted.examples,
         )
-        self.shards[self.job.shard_of(group, content)].append(row)
-        self.num_held += 1
 
-    def _write_piece(self) -> None:
-        name = f"{self.chunk.number:06d}-{self.num_pieces:04d}.arrow"
-        if self.num_held:
-            write_block(self.job.spool / f"piece-{name}", self.shards)
-        if self.held_out:
-            write_held_out_rows(self.job.spool / f"held-out-{name}", self.held_out)
-        self.shards = [[] for _ in range(self.job.num_shards)]
-        self.held_out, self.num_held = [], 0
-        self.num_pieces += 1
+    def _add_train_row(self, row: RenderedRow) -> None:
+        self._shards[self._spec.choose_shard(row.group, row.content_digest)].append(row)
+        self._num_train_rows += 1
+
+    def _write_block(self) -> None:
+        name = f"{self._chunk.number:06d}-{self._num_blocks:04d}.arrow"
+        if self._num_train_rows:
+            write_block(self._spec.shuffle_dir / f"block-{name}", self._shards)
+        if self._held_out:
+            write_held_out_block(self._spec.shuffle_dir / f"held-out-{name}", self._held_out)
+        self._num_blocks += 1
+        self._start_block()
+
+    def _start_block(self) -> None:
+        self._shards: list[list[RenderedRow]] = [[] for _ in range(self._spec.num_shards)]
+        self._num_train_rows = 0
+        self._held_out: list[HeldOutRow] = []
 
 
-def num_copies(weight: float, seed: int, row_id: str) -> int:
-    """How often an epoch trains a row: the whole part of the weight, and its fraction by a seeded hash."""
-    digest = hashlib.blake2b(f"{seed}:{row_id}".encode(), digest_size=8).digest()
-    return int(weight) + (int.from_bytes(digest, "big") < (weight - int(weight)) * 2**64)
+def build_rendered_row(decision: RowDecision, fitted: FittedRow, data: DataConfig) -> RenderedRow:
+    """Build the row that the second pass packs."""
+    triple = fitted.triple
+    instruction, answer = report_keys(triple)
+    return RenderedRow(
+        row_id=decision.row_id,
+        digest=decision.digest,
+        content_digest=triple.content_digest,
+        group=group_key(triple),
+        split_key="" if data.near_duplicates is None else triple.split_key,
+        copies=decision.copies,
+        was_truncated=fitted.was_truncated,
+        num_tokens=fitted.num_tokens,
+        instruction=instruction,
+        answer=answer,
+        examples=fitted.examples,
+    )
+
+
+def _build_held_out_row(decision: RowDecision, fitted: FittedRow, data: DataConfig) -> HeldOutRow:
+    triple = fitted.triple
+    split: HeldOutSplit = "test" if decision.outcome == "test" else "validation"
+    return HeldOutRow(
+        row_id=decision.row_id,
+        split=split,
+        digest=decision.digest,
+        content_digest=triple.content_digest,
+        num_tokens=fitted.num_tokens,
+        was_truncated=fitted.was_truncated,
+        triple_json=json.dumps(triple.dump(), ensure_ascii=False),
+        signature=b"" if data.near_duplicates is None else minhash_signature(triple.split_key).tobytes(),
+    )
 
 
 @lru_cache(maxsize=1)
-def _tokenizer(pickled: bytes) -> PreTrainedTokenizerBase:
-    """One for all tasks of a worker process."""
+def _load_tokenizer(pickled: bytes) -> PreTrainedTokenizerBase:
+    """Unpickle the tokenizer, once for all tasks of a worker process."""
     tokenizer: PreTrainedTokenizerBase = pickle.loads(pickled)
     return tokenizer

@@ -1,0 +1,1 @@
+"""Triples -> token ids, by one contract from training to serving."""

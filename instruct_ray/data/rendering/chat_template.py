@@ -1,4 +1,4 @@
-"""Chat -> text: a chat template, rendered the same on every day."""
+"""Renders chats as text with a chat template, independently of the date."""
 
 from collections.abc import Mapping, Sequence
 from datetime import datetime
@@ -8,64 +8,72 @@ from jinja2 import Template, nodes
 from jinja2.exceptions import TemplateError
 from transformers import PreTrainedTokenizerBase
 
-# The environment that published templates are written for; `render_jinja_template` around it takes no functions.
+# The Jinja environment that published templates are written for. The public `render_jinja_template` accepts no
+# functions as variables, which `strftime_now` is.
 from transformers.utils.chat_template_utils import _compile_jinja_template
 
 from instruct_ray.data.rendering.contract import Message
-from instruct_ray.errors import InputError
+from instruct_ray.errors import InputError, one_line
 
-# Some templates write today's date into every prompt: this one instead, which the others of the family write.
-TODAY = datetime(2024, 7, 26)
-# What a template, a program from elsewhere, can raise.
-ERRORS = (TemplateError, TypeError, ValueError, ArithmeticError, LookupError, AttributeError, RecursionError)
+# For templates that write today's date into every prompt. Other templates of Llama 3 contain this date literally.
+FIXED_DATE = datetime(2024, 7, 26)
+# A template is a program from elsewhere: what running it can raise.
+RENDER_ERRORS = (TemplateError, TypeError, ValueError, ArithmeticError, LookupError, AttributeError, RecursionError)
 
 
 class ChatTemplate:
-    """A compiled chat template with the variables that it is rendered with."""
+    """A compiled chat template and the variables it is rendered with."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, source: str, options: Mapping[str, Any]) -> None:
-        """
+        """Compile the template.
+
+        Args:
+            tokenizer: Its special tokens are variables of the template.
+            source: The Jinja source.
+            options: Further variables, such as `enable_thinking`.
+
         Raises:
-            InputError: it is no template.
+            InputError: The template is not valid Jinja.
         """
         self._tokenizer = tokenizer
         self._source = source
         try:
             self._template: Template = _compile_jinja_template(source)
         except TemplateError as error:
-            raise InputError(f"the chat template is none: {error}") from None
-        # What jinja chains, once copied instead of looked up for every chat.
+            raise InputError(f"the chat template is not valid Jinja: {one_line(error)}") from None
+        # Jinja's globals are a chain of mappings; a flat copy saves its look-ups in every chat.
         self._template.globals = dict(self._template.globals)
         self._variables = {
             **tokenizer.special_tokens_map,
             "tools": None,
             "documents": None,
-            "strftime_now": TODAY.strftime,
+            "strftime_now": FIXED_DATE.strftime,
             **options,
         }
 
     def render(self, messages: Sequence[Message], *, add_generation_prompt: bool) -> str:
-        """A chat -> its text.
+        """Render a chat as text.
 
         Raises:
-            InputError: the template refuses the chat, for instance its order of roles.
+            InputError: The template rejects the chat, for instance its order of roles.
         """
         try:
             return self._template.render(
                 self._variables, messages=messages, add_generation_prompt=add_generation_prompt
             )
-        except ERRORS as error:
+        except RENDER_ERRORS as error:
             roles = ", ".join(message["role"] for message in messages) or "no messages"
-            hint = "; it may take no system message" if "system" in roles else ""
-            raise InputError(f"the chat template refuses a chat of {roles}: {error}{hint}") from None
+            hint = "; it may not support system messages" if "system" in roles else ""
+            raise InputError(f"the chat template rejects a chat of {roles}: {one_line(error)}{hint}") from None
 
-    def control_tokens(self) -> list[str]:
-        """Contents of the added tokens that only the template may write: the special ones, and those found in its text.
+    def special_tokens(self) -> list[str]:
+        """List the contents of the special tokens, as `encoding` defines them.
 
-        The others are part of what a text becomes, such as Gemma's runs of line breaks.
+        Added tokens that the template doesn't write are ordinary text, and so are those of white space, such as Gemma's
+        runs of line breaks.
         """
         listed = set(self._tokenizer.chat_control_tokens or ())
-        texts = [*self._literals(), self._sample()]
+        texts = [*self._literals(), self._render_sample()]
         return [
             token.content
             for token in self._tokenizer.added_tokens_decoder.values()
@@ -75,12 +83,16 @@ class ChatTemplate:
         ]
 
     def _literals(self) -> list[str]:
+        """List the texts in the source that the template can write."""
         tree = self._template.environment.parse(self._source)
         constants = [node.value for node in tree.find_all(nodes.Const) if isinstance(node.value, str)]
         return constants + [node.data for node in tree.find_all(nodes.TemplateData)]
 
-    def _sample(self) -> str:
-        """A chat without content, for tokens that are put together from pieces; empty if the template refuses it."""
+    def _render_sample(self) -> str:
+        """Render a chat without content, which shows tokens that the template builds from parts of text.
+
+        It is empty if the template rejects the chat.
+        """
         turns: list[Message] = [{"role": "user", "content": ""}, {"role": "assistant", "content": ""}]
         try:
             return self.render([*turns, turns[0]], add_generation_prompt=True)

@@ -1,4 +1,7 @@
-"""The contract: everything that decides which tokens a chat becomes, in training, evaluation and serving alike."""
+"""The prompt contract: everything that decides which tokens a chat becomes.
+
+Training, evaluation and serving render by the same contract, which travels with packs and models as `contract.json`.
+"""
 
 import hashlib
 import json
@@ -11,11 +14,11 @@ from transformers import PreTrainedTokenizerBase
 from instruct_ray.errors import InputError
 from instruct_ray.files import atomic_write_json
 
-# In a model's folder.
+# In the folder of a run and of a model.
 CONTRACT_FILE = "contract.json"
-# Raised only when the same chat would become other tokens.
+# Increased only when the same chat would become other tokens.
 CONTRACT_VERSION = 1
-# Fields that came later: they count in the digest only where they change something, so old models keep theirs.
+# Fields added later are part of the digest only if they differ from these, so the digests of older models stay valid.
 DEFAULTS_OMITTED_FROM_DIGEST: dict[str, Any] = {
     "answer_prefix": "",
     "answer_suffix": "",
@@ -27,7 +30,7 @@ DEFAULTS_OMITTED_FROM_DIGEST: dict[str, Any] = {
 
 
 class Message(TypedDict):
-    """One turn of a chat."""
+    """One message of a chat."""
 
     role: str
     content: str
@@ -38,29 +41,34 @@ class PromptContract:
     """Everything that decides which tokens a chat becomes."""
 
     tokenizer_digest: str
+    """sha256 of the tokenizer, see `compute_tokenizer_digest`."""
     chat_template: str
+    """Jinja source."""
     system_prompt: str | None
+    """System message of chats that have none of their own."""
     layout: str
+    """How instruction and input form one user message."""
     bos_token_id: int | None
     pad_token_id: int
     stop_token_id: int
+    """Token that ends an answer."""
     contract_version: int = CONTRACT_VERSION
     answer_prefix: str = ""
-    """What the template puts between the prompt and an answer: white space, or nothing."""
+    """Text that the template writes between the prompt and an answer: white space or empty."""
     answer_suffix: str = ""
-    """What it puts between an answer and the stop token."""
+    """Text that the template writes between an answer and the stop token."""
     strips_answer: bool = False
-    """Whether it removes all white space around an answer."""
+    """Whether the template removes all white space around an answer."""
     strips_left: str = ""
-    """Characters that it removes in front of an answer, where these are not all white space on both sides."""
+    """Characters that the template removes before an answer, if `strips_answer` is false."""
     strips_right: str = ""
-    """Characters that it removes behind an answer."""
+    """Characters that the template removes after an answer, if `strips_answer` is false."""
     template_options: dict[str, Any] = field(default_factory=dict)
     """Variables that the template is rendered with."""
 
     @property
     def digest(self) -> str:
-        """sha256 over all fields; travels with packs, model and version."""
+        """sha256 over all fields; recorded with packs, models and registered versions."""
         values = {
             name: value for name, value in asdict(self).items() if DEFAULTS_OMITTED_FROM_DIGEST.get(name, ...) != value
         }
@@ -68,12 +76,12 @@ class PromptContract:
 
     @property
     def standalone_template(self) -> str:
-        """The chat template for those who know nothing of a contract: it sets its variables itself."""
+        """The chat template with `template_options` set in its source, for programs that don't know contracts."""
         settings = [f"{{%- set {name} = {json.dumps(value)} %}}" for name, value in self.template_options.items()]
         return "".join(settings) + self.chat_template
 
-    def stripped(self, answer: str) -> str:
-        """An answer without the white space that the template removes around it."""
+    def strip_answer(self, answer: str) -> str:
+        """Remove the white space around an answer that the template removes."""
         if self.strips_answer:
             return answer.strip()
         if self.strips_left:
@@ -81,46 +89,48 @@ class PromptContract:
         return answer.rstrip(self.strips_right) if self.strips_right else answer
 
     def save(self, path: Path) -> None:
-        """Write `contract.json`."""
+        """Write the contract and its digest as JSON."""
         atomic_write_json(path, {**asdict(self), "digest": self.digest})
 
     @classmethod
     def load(cls, path: Path) -> "PromptContract":
-        """Read `contract.json`.
+        """Read a contract that `save` wrote.
 
         Raises:
-            InputError: there is none, it is damaged, its content does not match its own digest, or another version of
-                this system made it.
+            InputError: The file is missing or corrupted, does not match the digest in it, or was written by another
+                version of instruct_ray.
         """
         if not path.is_file():
             raise InputError(
-                f"{path}: no contract here; the model was not made by this system, or its folder is incomplete"
+                f"{path}: no contract here; the model was not made by instruct_ray, or its folder is incomplete"
             )
         try:
             values = json.loads(path.read_text())
-            digest = values.pop("digest")
+            recorded_digest = values.pop("digest")
         except (ValueError, KeyError, AttributeError, TypeError):
-            raise InputError(f"{path}: damaged: not a contract with its digest") from None
-        names = {known.name for known in fields(cls)}
+            raise InputError(f"{path}: corrupted: not a contract with its digest") from None
+        names = {contract_field.name for contract_field in fields(cls)}
         if unknown := sorted(values.keys() - names):
-            raise InputError(f"{path}: made by a later version of this system, which also knows {', '.join(unknown)}")
+            raise InputError(f"{path}: written by a later version of instruct_ray; unknown keys: {', '.join(unknown)}")
         if missing := sorted(names - values.keys() - DEFAULTS_OMITTED_FROM_DIGEST.keys()):
-            raise InputError(f"{path}: damaged: no {', '.join(missing)}")
+            raise InputError(f"{path}: corrupted: missing keys: {', '.join(missing)}")
         contract = cls(**values)
         if contract.contract_version != CONTRACT_VERSION:
             raise InputError(
-                f"{path}: contract version {contract.contract_version}, this system renders by {CONTRACT_VERSION}"
+                f"{path}: contract version {contract.contract_version} is not supported; expected {CONTRACT_VERSION}"
             )
-        if contract.digest != digest:
+        if contract.digest != recorded_digest:
             raise InputError(
-                f"{path}: contract {contract.digest[:12]} does not match its recorded digest {digest[:12]}"
+                f"{path}: corrupted: contract {contract.digest[:12]} does not match its recorded digest "
+                f"{recorded_digest[:12]}"
             )
         return contract
 
 
-def tokenizer_digest(tokenizer: PreTrainedTokenizerBase) -> str:
-    """sha256 of the tokenizer's content in canonical form, so that rewriting its files changes nothing."""
+def compute_tokenizer_digest(tokenizer: PreTrainedTokenizerBase) -> str:
+    """Compute the sha256 of a tokenizer's content in canonical form, which rewriting its files doesn't change."""
     content = json.loads(tokenizer.backend_tokenizer.to_str())
-    # Left behind by the last call, not part of what a text becomes.
-    content.pop("truncation"), content.pop("padding")
+    # Set by the last call of the tokenizer; they don't decide which tokens a text becomes.
+    for key in ("truncation", "padding"):
+        del content[key]
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()

@@ -1,4 +1,4 @@
-"""A base model's tokenizer and chat template -> the contract, and the proof that it holds."""
+"""Derives the contract from a base model's tokenizer and chat template, and checks that rendering by it is exact."""
 
 import sys
 from dataclasses import replace
@@ -9,12 +9,12 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from instruct_ray.base_model.resolve import BaseModelInfo
 from instruct_ray.data.rendering.chat_template import ChatTemplate
-from instruct_ray.data.rendering.contract import CONTRACT_FILE, Message, PromptContract, tokenizer_digest
+from instruct_ray.data.rendering.contract import CONTRACT_FILE, Message, PromptContract, compute_tokenizer_digest
 from instruct_ray.data.rendering.renderer import Renderer, load_renderer
 from instruct_ray.errors import InputError
 
 LAYOUT = "{instruction}\n\n{input}"
-# For base models without a chat template, in plain text, so that it needs no token which the model never saw.
+# For base models without a chat template. It is plain text, so it needs no token that the model was not trained on.
 DEFAULT_TEMPLATE = (
     "{% if bos_token %}{{ bos_token }}{% endif %}"
     "{% for message in messages %}"
@@ -24,80 +24,85 @@ DEFAULT_TEMPLATE = (
     "{% endfor %}"
     "{% if add_generation_prompt %}### Response:\n{% endif %}"
 )
-QUESTION: Message = {"role": "user", "content": "How bad is it?"}
-PROBE = "High"
-# Answers that the check of a template uses: none may merge with the tokens in front of them. (With punctuation in front
-# they can: Mistral's vocabulary has `](`. Training and serving never see such a token, as they tokenise them apart.)
-PROBE_ANSWERS = (PROBE, "12", "Yes (it is),\nall of it.", "Low \n")
-# Tried in turn: some templates write a block of thoughts in front of an answer unless they are told not to.
+PROBE_QUESTION: Message = {"role": "user", "content": "How bad is it?"}
+PROBE_ANSWER = "High"
+# Answers to check a template with. They begin with letters and digits, because punctuation can merge with the tokens
+# before it (Mistral's vocabulary has `](`); training and serving tokenize prompt and answer apart, so theirs can't.
+PROBE_ANSWERS = (PROBE_ANSWER, "12", "Yes (it is),\nall of it.", "Low \n")
+# The first that works is used. Some templates write a thinking block before an answer unless it is disabled.
 TEMPLATE_OPTIONS: tuple[dict[str, Any], ...] = ({}, {"enable_thinking": False})
 WHITE_SPACE = "".join(char for char in map(chr, range(sys.maxunicode + 1)) if char.isspace())
 
 
 def resolve_renderer(base: BaseModelInfo, system_prompt: str | None) -> Renderer:
-    """The renderer for a base model. One that an earlier run tuned keeps to its contract.
+    """Make the renderer for the data of a run.
+
+    If an earlier run tuned the base model, its contract is kept (`load_renderer`). Otherwise a contract is derived from
+    the base model (`derive_renderer`).
 
     Raises:
-        InputError: as `make_renderer`, or the contract of the earlier run has another system prompt or tokenizer.
+        InputError: No contract can be derived, see `derive_renderer`, or the one of the earlier run can't be loaded or
+            has another system prompt.
     """
     if not (base.initial_model_dir / CONTRACT_FILE).is_file():
         return derive_renderer(base.folder, system_prompt)
     renderer = load_renderer(base.initial_model_dir)
-    found, wanted = renderer.contract, replace(renderer.contract, system_prompt=system_prompt)
-    if found.digest != wanted.digest:
+    contract, expected = renderer.contract, replace(renderer.contract, system_prompt=system_prompt)
+    if contract.digest != expected.digest:
         raise InputError(
-            f"data.system_prompt: {base.name} was tuned by contract {found.digest[:12]} with the system prompt "
-            f"{found.system_prompt!r}, {system_prompt!r} would make it {wanted.digest[:12]}; write the same one"
+            f"data.system_prompt: {base.name} was tuned with contract {contract.digest[:12]} and the system prompt "
+            f"{contract.system_prompt!r}; {system_prompt!r} would change the contract to {expected.digest[:12]}; "
+            "use the same system prompt"
         )
     return renderer
 
 
-def derive_renderer(base: Path, system_prompt: str | None) -> Renderer:
-    """Derive the contract of a base model from its tokenizer and chat template, and prove that it holds.
+def derive_renderer(base_dir: Path, system_prompt: str | None) -> Renderer:
+    """Derive the contract of a base model that has none, and check that rendering by it is exact.
 
-    A base without a template gets `DEFAULT_TEMPLATE`.
+    A base model without a chat template gets `DEFAULT_TEMPLATE`.
 
     Raises:
-        InputError: the template does not keep prompt and answer apart, or refuses the system prompt.
+        InputError: The template is missing a part, doesn't keep prompt and answer apart, or rejects the system prompt.
     """
-    tokenizer = AutoTokenizer.from_pretrained(base)
+    tokenizer = AutoTokenizer.from_pretrained(base_dir)
     template = tokenizer.chat_template
     if template is None:
         if tokenizer.eos_token is None:
-            raise InputError(f"{base}: its tokenizer has neither a chat template nor an eos token to stop at")
+            raise InputError(f"{base_dir}: the tokenizer has neither a chat template nor an eos token to stop at")
         template = DEFAULT_TEMPLATE
     if not isinstance(template, str):
-        raise InputError(f"{base}: its tokenizer has several chat templates; leave one in chat_template.jinja")
+        raise InputError(f"{base_dir}: the tokenizer has several chat templates; keep one in chat_template.jinja")
     contract = _derive(tokenizer, template)
     renderer = Renderer(tokenizer, contract)
-    history: list[Message] = [QUESTION, _answer(PROBE), QUESTION]
-    for messages in [QUESTION], history:
+    history: list[Message] = [PROBE_QUESTION, _answer(PROBE_ANSWER), PROBE_QUESTION]
+    for messages in [PROBE_QUESTION], history:
         for answer in PROBE_ANSWERS:
             _check_boundary(renderer, messages, answer)
     if system_prompt is None:
         return renderer
     with_system = Renderer(tokenizer, replace(contract, system_prompt=system_prompt))
-    for messages in [QUESTION], history:
-        _check_system(renderer, with_system, messages)
+    for messages in [PROBE_QUESTION], history:
+        _check_system_prompt(renderer, with_system, messages)
     return with_system
 
 
 def _derive(tokenizer: PreTrainedTokenizerBase, source: str) -> PromptContract:
-    """The contract without a system prompt: look at what the template puts around an answer."""
-    options, prefix, behind = _options_without_thinking(tokenizer, source)
+    """Derive the contract without a system prompt from what the template writes around an answer."""
+    options, prefix, text_after = _find_template_options(tokenizer, source)
     template = ChatTemplate(tokenizer, source, options)
-    suffix, stop = _first_added_token(tokenizer, behind)
-    prompt = template.render([QUESTION], add_generation_prompt=True)
+    suffix, stop = _find_stop_token(tokenizer, text_after)
+    left, right = _find_stripped_characters(template)
+    # An added token can absorb the white space beside it.
+    prompt = template.render([PROBE_QUESTION], add_generation_prompt=True)
     [*_, last] = tokenizer.backend_tokenizer.encode(prompt, add_special_tokens=False).ids
-    left, right = _strips(template)
-    # Such a token takes the white space beside it for its own.
     if last in tokenizer.added_tokens_decoder and tokenizer.added_tokens_decoder[last].rstrip:
         prefix, left = "", WHITE_SPACE
     if tokenizer.added_tokens_decoder[stop].lstrip:
         suffix, right = "", WHITE_SPACE
     strips_all = left == right == WHITE_SPACE
     return PromptContract(
-        tokenizer_digest=tokenizer_digest(tokenizer),
+        tokenizer_digest=compute_tokenizer_digest(tokenizer),
         chat_template=source,
         system_prompt=None,
         layout=LAYOUT,
@@ -113,93 +118,107 @@ def _derive(tokenizer: PreTrainedTokenizerBase, source: str) -> PromptContract:
     )
 
 
-def _options_without_thinking(tokenizer: PreTrainedTokenizerBase, source: str) -> tuple[dict[str, Any], str, str]:
-    """(options with which the template writes no thoughts, its white space in front of an answer, its text behind)."""
-    refusals: list[InputError] = []
+def _find_template_options(tokenizer: PreTrainedTokenizerBase, source: str) -> tuple[dict[str, Any], str, str]:
+    """Find options with which the template writes no thinking block before an answer.
+
+    Returns:
+        The options, the white space that the template then writes before an answer, and the text that it writes after
+        one.
+    """
+    errors: list[InputError] = []
     for options in TEMPLATE_OPTIONS:
         try:
-            prefix, behind = _around(tokenizer, ChatTemplate(tokenizer, source, options))
+            before, after = _find_text_around_answer(tokenizer, ChatTemplate(tokenizer, source, options))
         except InputError as error:
-            refusals.append(error)
+            errors.append(error)
             continue
-        if not prefix.strip():
-            return options, prefix, behind
-        refusals.append(InputError(f"the chat template writes {prefix!r} in front of answers; take it out"))
-    raise refusals[0]
+        if not before.strip():
+            return options, before, after
+        errors.append(InputError(f"the chat template writes {before!r} before answers; remove it from the template"))
+    raise errors[0]
 
 
-def _around(tokenizer: PreTrainedTokenizerBase, template: ChatTemplate) -> tuple[str, str]:
-    """What the template writes between the prompt and an answer, and behind it."""
-    prompt = template.render([QUESTION], add_generation_prompt=True)
-    chat = template.render([QUESTION, _answer(PROBE)], add_generation_prompt=False)
+def _find_text_around_answer(tokenizer: PreTrainedTokenizerBase, template: ChatTemplate) -> tuple[str, str]:
+    """Return what the template writes between the prompt and an answer, and after the answer."""
+    prompt = template.render([PROBE_QUESTION], add_generation_prompt=True)
+    chat = template.render([PROBE_QUESTION, _answer(PROBE_ANSWER)], add_generation_prompt=False)
     if not chat.startswith(prompt):
-        whole, asked = (tokenizer(text, add_special_tokens=False)["input_ids"] for text in (chat, prompt))
-        _check_prefix(tokenizer, whole, asked, "of the prompt alone")
+        chat_ids, prompt_ids = (tokenizer(text, add_special_tokens=False)["input_ids"] for text in (chat, prompt))
+        _check_prefix(tokenizer, chat_ids, prompt_ids, "of the prompt alone")
         raise InputError("the chat template does not keep prompt and answer apart: they share a token")
-    prefix, answer, behind = chat.removeprefix(prompt).partition(PROBE)
+    before, answer, after = chat.removeprefix(prompt).partition(PROBE_ANSWER)
     if not answer:
-        raise InputError(f"the chat template leaves the answer out or changes it: {chat!r} has no {PROBE!r}")
-    return prefix, behind
+        raise InputError(f"the chat template omits or changes the answer: {chat!r} does not contain {PROBE_ANSWER!r}")
+    return before, after
 
 
-def _first_added_token(tokenizer: PreTrainedTokenizerBase, behind: str) -> tuple[str, int]:
-    """(text in front of it, id) of the token that the template puts behind an answer."""
-    found = [
-        (behind.index(token.content), -len(token.content), token_id)
+def _find_stop_token(tokenizer: PreTrainedTokenizerBase, text_after: str) -> tuple[str, int]:
+    """Find the first added token in what the template writes after an answer.
+
+    Returns:
+        The text between the answer and that token, and the token's id.
+    """
+    # At the same position, the longest.
+    candidates = [
+        (text_after.index(token.content), -len(token.content), token_id)
         for token_id, token in tokenizer.added_tokens_decoder.items()
-        if token.content in behind and not token.content.isspace()
+        if token.content in text_after and not token.content.isspace()
     ]
-    if not found:
-        raise InputError(f"the chat template puts no token behind an answer that could end it, only {behind!r}")
-    start, _, token_id = min(found)
-    return behind[:start], int(token_id)
+    if not candidates:
+        raise InputError(f"the chat template writes no token after an answer that could end it, only {text_after!r}")
+    start, _, token_id = min(candidates)
+    return text_after[:start], int(token_id)
 
 
-def _strips(template: ChatTemplate) -> tuple[str, str]:
-    """The white space that the template removes in front of an answer, and behind it."""
+def _find_stripped_characters(template: ChatTemplate) -> tuple[str, str]:
+    """Return the white space characters that the template removes before an answer, and those it removes after one."""
 
-    def rendered(answer: str) -> str:
-        return template.render([QUESTION, _answer(answer)], add_generation_prompt=False)
+    def render(answer: str) -> str:
+        return template.render([PROBE_QUESTION, _answer(answer)], add_generation_prompt=False)
 
-    bare = rendered(PROBE)
-    left = [char for char in WHITE_SPACE if rendered(char + PROBE) == bare]
-    right = [char for char in WHITE_SPACE if rendered(PROBE + char) == bare]
+    stripped = render(PROBE_ANSWER)
+    left = [char for char in WHITE_SPACE if render(char + PROBE_ANSWER) == stripped]
+    right = [char for char in WHITE_SPACE if render(PROBE_ANSWER + char) == stripped]
     return "".join(left), "".join(right)
 
 
 def _check_boundary(renderer: Renderer, messages: list[Message], answer: str) -> None:
-    """The whole chat must be prompt and completion joined, whatever the template writes behind."""
+    """Check that the tokens of the chat begin with those of the prompt and the completion."""
     chat = renderer.template.render([*messages, _answer(answer)], add_generation_prompt=False)
-    [whole] = renderer.encoder.controlled([chat])
-    joined = [*renderer.prompt(messages), *renderer.completion(answer)]
-    _check_prefix(renderer.tokenizer, whole, joined, "of prompt and answer joined")
+    [chat_ids] = renderer.encoder.encode_with_special([chat])
+    joined_ids = [*renderer.prompt(messages), *renderer.completion(answer)]
+    _check_prefix(renderer.tokenizer, chat_ids, joined_ids, "of prompt and answer joined")
 
 
-def _check_prefix(tokenizer: PreTrainedTokenizerBase, whole: list[int], part: list[int], name: str) -> None:
-    for position, (expected, found) in enumerate(zip(whole, part, strict=False)):
-        if expected != found:
+def _check_prefix(tokenizer: PreTrainedTokenizerBase, chat_ids: list[int], ids: list[int], name: str) -> None:
+    for position, (chat_id, token_id) in enumerate(zip(chat_ids, ids, strict=False)):
+        if chat_id != token_id:
             raise InputError(
                 f"the chat template does not keep prompt and answer apart: token {position} of the chat is "
-                f"{tokenizer.decode([expected])!r}, {name} {tokenizer.decode([found])!r}"
+                f"{tokenizer.decode([chat_id])!r}, {name} {tokenizer.decode([token_id])!r}"
             )
-    if len(part) > len(whole):
+    if len(ids) > len(chat_ids):
         raise InputError("the chat template ends the chat before the stop token")
 
 
-def _check_system(bare: Renderer, renderer: Renderer, messages: list[Message]) -> None:
-    """The system prompt must be in the prompt, and change nothing behind the last question: then the boundary is the
-    one that was proved without it. (Mistral's moves to the last question, so no whole chat begins with the prompt.)"""
-    prompt = renderer.contract.system_prompt or ""
+def _check_system_prompt(without_system: Renderer, with_system: Renderer, messages: list[Message]) -> None:
+    """Check that the system prompt is in the prompt and changes nothing after the last question.
+
+    The boundary is then the one that was checked without it. (Checking it again would fail for Mistral, whose template
+    moves the system prompt to the last question, so that no chat with an answer begins with the prompt.)
+    """
+    prompt = with_system.contract.system_prompt or ""
     system: Message = {"role": "system", "content": prompt}
     try:
-        text = renderer.template.render([system, *messages], add_generation_prompt=True)
+        text = with_system.template.render([system, *messages], add_generation_prompt=True)
     except InputError as error:
-        raise InputError(f"{error}: leave data.system_prompt out") from None
+        raise InputError(f"{error}; remove data.system_prompt") from None
     if prompt.strip() not in text:
-        raise InputError("the chat template leaves system messages out: leave data.system_prompt out as well")
-    expected = bare.template.render(messages, add_generation_prompt=True).rpartition(QUESTION["content"])[2]
-    if text.rpartition(QUESTION["content"])[2] != expected:
-        raise InputError("the chat template writes another prompt behind a question if there is a system message")
+        raise InputError("the chat template ignores system messages; remove data.system_prompt")
+    question = PROBE_QUESTION["content"]
+    expected = without_system.template.render(messages, add_generation_prompt=True).rpartition(question)[2]
+    if text.rpartition(question)[2] != expected:
+        raise InputError("the chat template writes other text after a question if there is a system message")
 
 
 def _answer(text: str) -> Message:

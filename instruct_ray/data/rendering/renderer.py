@@ -1,7 +1,7 @@
-"""Chat -> token ids: the one place that renders.
+"""Renders chats as token ids. Nothing else in the project does.
 
-Prompt and completion are tokenised apart and joined, so the boundary between them is exact by construction, and text
-from users never becomes a control token.
+Prompt and completion are tokenized apart and joined, so the boundary between them is exact, and text from users never
+becomes a special token.
 """
 
 from collections.abc import Sequence
@@ -12,70 +12,79 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from instruct_ray.data.example import Example, build_examples
 from instruct_ray.data.rendering.chat_template import ChatTemplate
-from instruct_ray.data.rendering.contract import Message, PromptContract, tokenizer_digest
+from instruct_ray.data.rendering.contract import CONTRACT_FILE, Message, PromptContract, compute_tokenizer_digest
 from instruct_ray.data.rendering.encoding import Encoder
-from instruct_ray.data.rendering.template_skeleton import TemplateSkeleton, encode_variable_text, make_skeleton
+from instruct_ray.data.rendering.template_skeleton import (
+    BatchKey,
+    TemplateSkeleton,
+    encode_variable_text,
+    make_skeleton,
+)
 from instruct_ray.data.sources.records import RowError
 from instruct_ray.data.sources.triple import Triple
 from instruct_ray.errors import InputError
 
-Ids = list[int]
-# Shapes of chats, by their roles: a server must not collect what its clients think of.
+TokenIds = list[int]
+# Cached skeletons, one per order of roles. Bounded because clients of a server choose the roles.
 MAX_SKELETONS = 256
 
 
 class Renderer:
-    """Renders chats by a contract, with the tokenizer that the contract was made from."""
+    """Renders chats by a contract, with the tokenizer that the contract was derived from."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, contract: PromptContract) -> None:
-        """
+        """Create a renderer; `resolve_renderer` and `load_renderer` do this with a matching tokenizer and contract.
+
         Raises:
-            InputError: the contract's chat template is none, or its system prompt holds a control token.
+            InputError: The contract's chat template is not valid Jinja, or its system prompt contains a special token.
         """
         self.tokenizer = tokenizer
         self.contract = contract
         self.template = ChatTemplate(tokenizer, contract.chat_template, contract.template_options)
-        self.encoder = Encoder(tokenizer, self.template.control_tokens())
-        self._frames: dict[tuple[str, ...], TemplateSkeleton] = {}
-        if contract.system_prompt is not None and self.encoder.is_suspect(contract.system_prompt):
-            raise InputError("data.system_prompt holds one of the tokenizer's control tokens; leave it out")
+        self.encoder = Encoder(tokenizer, self.template.special_tokens())
+        self._skeletons: dict[tuple[str, ...], TemplateSkeleton] = {}
+        if contract.system_prompt is not None and self.encoder.may_contain_special(contract.system_prompt):
+            raise InputError("data.system_prompt contains a special token of the tokenizer; remove it")
 
     def messages(self, instruction: str, input: str) -> list[Message]:
-        """The chat that a question asks with."""
+        """Build the chat for an instruction and its input, which may be empty."""
         text = self.contract.layout.format(instruction=instruction, input=input) if input else instruction
         return [{"role": "user", "content": text}]
 
     def chat(self, triple: Triple) -> list[Message]:
-        """The chat up to a row's answer: its system message and its history included."""
+        """Build the chat up to the answer of a row, including its own system message and its history."""
         chat: list[Message] = [] if triple.system is None else [{"role": "system", "content": triple.system}]
         for question, answer in triple.history:
             chat += [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
         return chat + self.messages(triple.instruction, triple.input)
 
-    def prompt(self, messages: list[Message]) -> Ids:
-        """A chat -> the tokens that the answer follows, the contract's system prompt in front unless the chat has one.
+    def prompt(self, messages: list[Message]) -> TokenIds:
+        """Encode a chat as the tokens that its answer follows.
+
+        The contract's system prompt is added unless the chat begins with a system message.
 
         Raises:
-            InputError: the chat template refuses the chat, for instance its order of roles.
+            InputError: The chat template rejects the chat, for instance its order of roles, or text in the chat would
+                become a special token.
         """
-        [ids] = self._prompts([messages])
+        [ids] = self._encode_prompts([messages])
         if isinstance(ids, RowError):
             raise InputError(ids.detail)
         return ids
 
-    def completion(self, answer: str) -> Ids:
-        """An answer -> its tokens and the stop token.
+    def completion(self, answer: str) -> TokenIds:
+        """Encode an answer and the stop token.
 
         Raises:
-            InputError: the tokenizer can't read the answer as mere text.
+            InputError: Text in the answer would become a special token.
         """
-        [ids] = self._completions([answer])
+        [ids] = self._encode_completions([answer])
         if isinstance(ids, RowError):
             raise InputError(ids.detail)
         return ids
 
     def examples(self, row_ids: Sequence[str], triples: Sequence[Triple]) -> list[list[Example] | RowError]:
-        """Rows -> what is trained: one example for each answer of a row, prompted as serving would render it."""
+        """Encode rows for training: one example per answer of a row, with the prompt that serving would render."""
         chats: list[list[Message]] = []
         answers: list[str] = []
         for triple in triples:
@@ -86,97 +95,106 @@ class Renderer:
                 answers.append(answer)
             chats.append(chat)
             answers.append(triple.output)
-        prompts, completions = self._prompts(chats), self._completions(answers)
+        prompts, completions = self._encode_prompts(chats), self._encode_completions(answers)
         rows: list[list[Example] | RowError] = []
         start = 0
         for row_id, triple in zip(row_ids, triples, strict=True):
             stop = start + len(triple.history) + 1
-            rows.append(_examples(row_id, prompts[start:stop], completions[start:stop]))
+            rows.append(_build_row(row_id, prompts[start:stop], completions[start:stop]))
             start = stop
         return rows
 
-    def _prompts(self, chats: Sequence[list[Message]]) -> list[Ids | RowError]:
-        results: list[Ids | RowError] = [[]] * len(chats)
-        batches: dict[tuple[bool, bool], list[tuple[int, TemplateSkeleton, str]]] = {}
-        is_suspect = self.encoder.is_suspect
+    def _encode_prompts(self, chats: Sequence[list[Message]]) -> list[TokenIds | RowError]:
+        results: list[TokenIds | RowError] = [[]] * len(chats)
+        batches: dict[BatchKey, list[tuple[int, TemplateSkeleton, str]]] = {}
         for index, messages in enumerate(chats):
             try:
-                frame = self._frame(messages)
-                text = self._rendered(messages)
-                inside = frame.inside(text)
-                # Where the template writes no control token inside, one look there is enough.
-                if inside is None or (self._is_suspect(messages) if frame.inner_ids else is_suspect(inside)):
-                    results[index] = self._careful(messages, text, frame)
+                skeleton = self._skeleton_for(messages)
+                text = self._render(messages)
+                variable_text = skeleton.variable_text(text)
+                if variable_text is None or self._needs_escaping(messages, variable_text, skeleton):
+                    results[index] = self._render_untrusted(messages, text, skeleton)
                 else:
-                    batches.setdefault(frame.kind, []).append((index, frame, inside))
+                    batches.setdefault(skeleton.batch_key, []).append((index, skeleton, variable_text))
             except InputError as error:
                 results[index] = RowError("template", str(error))
-        for kind, batch in batches.items():
-            found = encode_variable_text(self.encoder, kind, [inside for _, _, inside in batch])
-            for (index, frame, _), inner in zip(batch, found, strict=True):
-                ids = frame.head_ids + inner + frame.tail_ids
-                if frame.inner_ids:
-                    results[index] = self._checked(ids, chats[index], frame)
+        for key, batch in batches.items():
+            encoded = encode_variable_text(self.encoder, key, [variable_text for _, _, variable_text in batch])
+            for (index, skeleton, _), variable_ids in zip(batch, encoded, strict=True):
+                ids = skeleton.prefix_ids + variable_ids + skeleton.suffix_ids
+                if key.has_special:
+                    results[index] = self._verify_special_tokens(ids, chats[index], skeleton)
                 else:
-                    results[index] = _not_text() if self.encoder.control_ids(inner) else ids
+                    results[index] = _special_token_error() if self.encoder.special_ids(variable_ids) else ids
         return results
 
-    def _is_suspect(self, messages: list[Message]) -> bool:
-        # The separator keeps a token from being read across two messages.
-        return self.encoder.is_suspect("\0".join([message["content"] for message in messages]))
+    def _needs_escaping(self, messages: list[Message], variable_text: str, skeleton: TemplateSkeleton) -> bool:
+        """Whether users may have written special tokens."""
+        if skeleton.variable_special_ids:
+            return self._may_contain_special(messages)
+        # One search is enough where the template writes no special token in the variable text.
+        return self.encoder.may_contain_special(variable_text)
 
-    def _careful(self, messages: list[Message], text: str, frame: TemplateSkeleton) -> Ids | RowError:
-        """A chat in which users wrote control tokens, or that the template wrote unlike others."""
-        if not self._is_suspect(messages):
-            return self._checked(self.encoder.controlled([text])[0], messages, frame)
-        mark = self.encoder.mark
-        marked: list[Message] = [{"role": turn["role"], "content": mark(turn["content"])} for turn in messages]
-        return self._checked(self.encoder.marked(self._rendered(marked)), messages, frame)
+    def _may_contain_special(self, messages: list[Message]) -> bool:
+        # The separator prevents a match across two messages.
+        return self.encoder.may_contain_special("\0".join([message["content"] for message in messages]))
 
-    def _checked(self, ids: Ids, messages: list[Message], frame: TemplateSkeleton) -> Ids | RowError:
-        """The tokens, if all control tokens among them are the template's own."""
-        found = self.encoder.control_ids(ids)
-        if found == frame.control_ids:
+    def _render_untrusted(self, messages: list[Message], text: str, skeleton: TemplateSkeleton) -> TokenIds | RowError:
+        """Encode a chat in which users wrote special tokens, or which doesn't match its skeleton."""
+        if not self._may_contain_special(messages):
+            [ids] = self.encoder.encode_with_special([text])
+            return self._verify_special_tokens(ids, messages, skeleton)
+        escape = self.encoder.escape_special
+        escaped: list[Message] = [{"role": turn["role"], "content": escape(turn["content"])} for turn in messages]
+        return self._verify_special_tokens(self.encoder.encode_escaped(self._render(escaped)), messages, skeleton)
+
+    def _verify_special_tokens(
+        self, ids: TokenIds, messages: list[Message], skeleton: TemplateSkeleton
+    ) -> TokenIds | RowError:
+        """Return the tokens if the template wrote all special tokens among them."""
+        special_ids = self.encoder.special_ids(ids)
+        if special_ids == skeleton.special_ids:
             return ids
-        # The template may look at what is said; it can do so without the characters that control tokens begin with.
-        defuse = self.encoder.defused
+        # A template may write other special tokens depending on the content. It then writes the same ones for content
+        # that can't contain any.
+        replace = self.encoder.replace_special_characters
         try:
-            text = self._rendered([{"role": turn["role"], "content": defuse(turn["content"])} for turn in messages])
+            text = self._render([{"role": turn["role"], "content": replace(turn["content"])} for turn in messages])
         except InputError:
-            return _not_text()
-        return ids if found == self.encoder.control_ids(self.encoder.controlled([text])[0]) else _not_text()
+            return _special_token_error()
+        [harmless_ids] = self.encoder.encode_with_special([text])
+        return ids if special_ids == self.encoder.special_ids(harmless_ids) else _special_token_error()
 
-    def _completions(self, answers: Sequence[str]) -> list[Ids | RowError]:
+    def _encode_completions(self, answers: Sequence[str]) -> list[TokenIds | RowError]:
         contract, encoder = self.contract, self.encoder
-        texts = [contract.answer_prefix + contract.stripped(answer) + contract.answer_suffix for answer in answers]
+        texts = [contract.answer_prefix + contract.strip_answer(answer) + contract.answer_suffix for answer in answers]
         # Answers that are labels repeat.
         unique = list(dict.fromkeys(texts))
-        known: dict[str, Ids | RowError] = {}
-        behind = encoder.behind_control if self._ends_in_control else encoder.behind
-        for text, ids in zip(unique, behind(unique, encoder.plain), strict=True):
-            known[text] = _not_text() if encoder.control_ids(ids) else [*ids, contract.stop_token_id]
-        return [known[text] for text in texts]
+        encode_after = encoder.encode_after_special if self._prompt_ends_with_special else encoder.encode_after_text
+        completions: dict[str, TokenIds | RowError] = {}
+        for text, ids in zip(unique, encode_after(unique, encoder.encode_as_text), strict=True):
+            completions[text] = _special_token_error() if encoder.special_ids(ids) else [*ids, contract.stop_token_id]
+        return [completions[text] for text in texts]
 
     @cached_property
-    def _ends_in_control(self) -> bool:
-        """Whether an answer stands right behind a control token."""
+    def _prompt_ends_with_special(self) -> bool:
         ids = self.prompt([{"role": "user", "content": "x"}])
-        return bool(self.encoder.control_ids(ids[-1:]))
+        return bool(self.encoder.special_ids(ids[-1:]))
 
-    def _frame(self, messages: list[Message]) -> TemplateSkeleton:
+    def _skeleton_for(self, messages: list[Message]) -> TemplateSkeleton:
         roles = tuple([message["role"] for message in messages])
-        frame = self._frames.get(roles)
-        if frame is None:
+        skeleton = self._skeletons.get(roles)
+        if skeleton is None:
             if not messages:
                 raise InputError("a chat without messages")
-            if len(self._frames) == MAX_SKELETONS:
-                self._frames.clear()
+            if len(self._skeletons) == MAX_SKELETONS:
+                self._skeletons.clear()
             chat = self._with_system(messages)
-            frame = make_skeleton(self.template, self.encoder, chat, num_fixed=len(chat) - len(messages))
-            self._frames[roles] = frame
-        return frame
+            skeleton = make_skeleton(self.template, self.encoder, chat, num_fixed=len(chat) - len(messages))
+            self._skeletons[roles] = skeleton
+        return skeleton
 
-    def _rendered(self, messages: list[Message]) -> str:
+    def _render(self, messages: list[Message]) -> str:
         return self.template.render(self._with_system(messages), add_generation_prompt=True)
 
     def _with_system(self, messages: list[Message]) -> list[Message]:
@@ -185,28 +203,31 @@ class Renderer:
         return [{"role": "system", "content": self.contract.system_prompt}, *messages]
 
 
-def load_renderer(folder: Path) -> Renderer:
-    """The renderer of a model folder that carries `contract.json` and its tokenizer.
+def load_renderer(model_dir: Path) -> Renderer:
+    """Load the renderer of a model that instruct_ray tuned, from the contract and the tokenizer in its folder.
+
+    Evaluation, inference and serving use this. `resolve_renderer` makes the renderer for data that is to be prepared.
 
     Raises:
-        InputError: the contract is missing or damaged, or the tokenizer is not the one it was made from.
+        InputError: The contract is missing or corrupted, or the tokenizer is not the one it was derived from.
     """
-    contract = PromptContract.load(folder / "contract.json")
-    tokenizer = AutoTokenizer.from_pretrained(folder)
-    found = tokenizer_digest(tokenizer)
-    if found != contract.tokenizer_digest:
-        raise InputError(f"{folder}: tokenizer {found[:12]} is not the contract's {contract.tokenizer_digest[:12]}")
+    contract = PromptContract.load(model_dir / CONTRACT_FILE)
+    tokenizer = AutoTokenizer.from_pretrained(model_dir)
+    digest = compute_tokenizer_digest(tokenizer)
+    if digest != contract.tokenizer_digest:
+        raise InputError(f"{model_dir}: tokenizer {digest[:12]} is not the contract's {contract.tokenizer_digest[:12]}")
     return Renderer(tokenizer, contract)
 
 
-def _not_text() -> RowError:
-    return RowError("control_token", "holds text that the tokenizer or the chat template makes a control token of")
+def _special_token_error() -> RowError:
+    return RowError("special_token", "contains text that the tokenizer or the chat template turns into a special token")
 
 
-def _examples(
-    row_id: str, prompts: Sequence[Ids | RowError], completions: Sequence[Ids | RowError]
+def _build_row(
+    row_id: str, prompts: Sequence[TokenIds | RowError], completions: Sequence[TokenIds | RowError]
 ) -> list[Example] | RowError:
-    turns: list[tuple[Ids, Ids]] = []
+    """Build the examples of a row, or return its first error."""
+    turns: list[tuple[TokenIds, TokenIds]] = []
     for prompt, completion in zip(prompts, completions, strict=True):
         if isinstance(prompt, RowError):
             return prompt

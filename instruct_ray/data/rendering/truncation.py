@@ -1,4 +1,4 @@
-"""Rows -> examples no longer than the config allows; the answer and its stop token are never cut."""
+"""Renders rows as examples within the length limits. An answer and its stop token are never truncated."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -9,39 +9,40 @@ from instruct_ray.data.rendering.renderer import Renderer
 from instruct_ray.data.sources.records import RowError
 from instruct_ray.data.sources.triple import Triple
 
-# Cutting text changes how its end is tokenised, so a cut may leave a token or two too many.
+# A shorter text can tokenize differently at its end, so a truncation may leave a token or two too many.
 MAX_TRUNCATIONS = 8
 
 
 @dataclass(frozen=True)
 class FittedRow:
-    """A row that fits."""
+    """A row whose examples are within the limits."""
 
     triple: Triple
-    """As it is trained: its input may be shorter than the source's."""
+    """The row as it is trained: its input may be truncated."""
     original: Triple
-    """As the source has it: decides whether it is held out, so that rows of one input, cut to lengths of their own, are
-    on one side."""
+    """The row as in the source. It decides the split, so that rows with the same input are in one split even if their
+    inputs are truncated to different lengths."""
     examples: list[Example]
     was_truncated: bool
 
     @property
     def num_tokens(self) -> int:
-        """Tokens of the row; of a chat, each turn once."""
+        """Number of tokens of the row; those that examples of a chat share count once."""
         return sum(example.num_tokens - example.num_counted for example in self.examples)
 
 
 @dataclass(frozen=True)
 class TooLongRow:
-    """A row that does not fit and was not made to."""
+    """A row that exceeds the limits and was not truncated."""
 
     num_tokens: int
+    """Length of its longest example."""
 
 
 def fit_to_limit(
     renderer: Renderer, row_ids: Sequence[str], triples: Sequence[Triple], data: DataConfig
 ) -> list[FittedRow | TooLongRow | RowError]:
-    """Render rows, and cut or give up those that are too long, as `data.too_long` says."""
+    """Render rows, and truncate or reject those that are too long, as `data.too_long` requires."""
     results: list[FittedRow | TooLongRow | RowError] = []
     for row_id, triple, examples in zip(row_ids, triples, renderer.examples(row_ids, triples), strict=True):
         if isinstance(examples, RowError):
@@ -51,38 +52,42 @@ def fit_to_limit(
         elif data.too_long == "cut" and triple.input and not triple.history:
             results.append(_truncate(renderer, row_id, triple, examples, data))
         else:
-            results.append(TooLongRow(_longest(examples)))
+            results.append(TooLongRow(_max_tokens(examples)))
     return results
 
 
 def num_excess_tokens(examples: Sequence[Example], data: DataConfig) -> int:
-    """Tokens that a row has too many. The stop token is never read, so a pack holds one token more than it computes."""
-    return _longest(examples) - min(data.max_tokens, data.pack_tokens + 1)
+    """Return by how many tokens the longest example of a row exceeds the limits; zero or less if it doesn't.
+
+    The model never reads the stop token, so an example may be one token longer than a pack.
+    """
+    return _max_tokens(examples) - min(data.max_tokens, data.pack_tokens + 1)
 
 
-def _longest(examples: Sequence[Example]) -> int:
+def _max_tokens(examples: Sequence[Example]) -> int:
     return max(example.num_tokens for example in examples)
 
 
 def _truncate(
     renderer: Renderer, row_id: str, triple: Triple, examples: Sequence[Example], data: DataConfig
 ) -> FittedRow | TooLongRow:
-    """Shorten the input from its end until the row fits."""
-    num_tokens = _longest(examples)
-    shorter = triple
+    """Truncate the input at its end until the row is within the limits."""
+    too_long = TooLongRow(_max_tokens(examples))
+    truncated = triple
     for _ in range(MAX_TRUNCATIONS):
         encoding = renderer.tokenizer(
-            shorter.input, add_special_tokens=False, split_special_tokens=True, return_offsets_mapping=True
+            truncated.input, add_special_tokens=False, split_special_tokens=True, return_offsets_mapping=True
         )
         num_kept = len(encoding["input_ids"]) - num_excess_tokens(examples, data)
         if num_kept < 1:
-            break
-        # Where the first token too many begins: one that shares its character with the last one kept takes it along.
-        shorter = replace(shorter, input=shorter.input[: encoding["offset_mapping"][num_kept][0]].rstrip())
-        [rendered] = renderer.examples([row_id], [shorter])
-        if isinstance(rendered, RowError) or not shorter.input:
-            break
+            return too_long
+        # A character that the first removed token shares with the last kept one is removed as a whole.
+        end = encoding["offset_mapping"][num_kept][0]
+        truncated = replace(truncated, input=truncated.input[:end].rstrip())
+        [rendered] = renderer.examples([row_id], [truncated])
+        if isinstance(rendered, RowError) or not truncated.input:
+            return too_long
         examples = rendered
         if num_excess_tokens(examples, data) <= 0:
-            return FittedRow(shorter, triple, list(examples), was_truncated=True)
-    return TooLongRow(num_tokens)
+            return FittedRow(truncated, triple, list(examples), was_truncated=True)
+    return too_long

@@ -1,0 +1,1 @@
+"""The data report: what became of the rows, on one page."""

@@ -1,4 +1,4 @@
-"""Examples -> what a person can read: pieces of text, trained or not, control tokens and odd characters visible."""
+"""Examples -> readable text, with target tokens, special tokens and invisible characters marked."""
 
 import unicodedata
 from collections.abc import Sequence
@@ -13,100 +13,104 @@ from instruct_ray.data.rendering.renderer import Renderer
 
 @dataclass(frozen=True)
 class TokenView:
-    """A row's tokens, and which of them are trained."""
+    """The tokens of a row, and which of them are target tokens."""
 
     row_id: str
     token_ids: tuple[int, ...]
-    is_trained: tuple[bool, ...]
+    is_target: tuple[bool, ...]
     """One entry per token."""
-    num_hidden: int = 0
-    """Tokens left out of the middle."""
-    hidden_at: int = 0
+    num_omitted: int = 0
+    """Tokens omitted from the middle."""
+    gap_index: int = 0
+    """Index in `token_ids` at which they are omitted."""
 
-    def clipped(self, max_tokens: int) -> "TokenView":
-        """The same with its middle left out, if it is longer than `max_tokens`."""
-        num_hidden = len(self.token_ids) - max_tokens
-        if num_hidden <= 0:
+    def clip(self, max_tokens: int) -> "TokenView":
+        """Omit the middle if the view has more than `max_tokens` tokens."""
+        num_omitted = len(self.token_ids) - max_tokens
+        if num_omitted <= 0:
             return self
-        head, tail = max_tokens // 2, max_tokens // 2 + num_hidden
+        head, tail = max_tokens // 2, max_tokens // 2 + num_omitted
         return replace(
             self,
             token_ids=self.token_ids[:head] + self.token_ids[tail:],
-            is_trained=self.is_trained[:head] + self.is_trained[tail:],
-            num_hidden=num_hidden,
-            hidden_at=head,
+            is_target=self.is_target[:head] + self.is_target[tail:],
+            num_omitted=num_omitted,
+            gap_index=head,
         )
 
 
 @dataclass(frozen=True)
 class TextSpan:
-    """A run of tokens of one kind as text."""
+    """The text of adjacent tokens of one kind."""
 
     text: str
-    is_trained: bool = False
-    is_control: bool = False
+    is_target: bool = False
+    is_special: bool = False
     is_gap: bool = False
-    """Stands for tokens that are not shown."""
+    """Replaces omitted tokens."""
 
 
 def make_token_views(row_id: str, examples: Sequence[Example]) -> list[TokenView]:
-    """A row -> its views: one, unless the chat template rewrites what was said before, as it may in a chat."""
-    found: list[tuple[list[int], list[bool]]] = []
+    """Make the views of a row: one, unless the chat template renders earlier turns of a chat differently."""
+    views: list[tuple[list[int], list[bool]]] = []
     for example in examples:
         ids = [*map(int, example.prompt_ids), *map(int, example.completion_ids)]
-        trained = [False] * len(example.prompt_ids) + [True] * len(example.completion_ids)
-        if found and ids[: len(found[-1][0])] == found[-1][0]:
-            earlier = found.pop()[1]
-            trained[: len(earlier)] = earlier
-        found.append((ids, trained))
-    return [TokenView(row_id, tuple(ids), tuple(trained)) for ids, trained in found]
+        is_target = [False] * len(example.prompt_ids) + [True] * len(example.completion_ids)
+        if views and ids[: len(views[-1][0])] == views[-1][0]:
+            _, earlier = views.pop()
+            is_target[: len(earlier)] = earlier
+        views.append((ids, is_target))
+    return [TokenView(row_id, tuple(ids), tuple(is_target)) for ids, is_target in views]
 
 
 def text_spans(view: TokenView, renderer: Renderer) -> list[TextSpan]:
-    """A view -> text in runs of one kind; texts joined are the view's text."""
-    cut = view.hidden_at if view.num_hidden else len(view.token_ids)
-    shown = decode_spans(view.token_ids[:cut], view.is_trained[:cut], renderer)
-    if view.num_hidden:
-        shown.append(TextSpan(f" … {view.num_hidden:,} more tokens … ", is_gap=True))
-        shown += decode_spans(view.token_ids[cut:], view.is_trained[cut:], renderer)
-    return shown
+    """Convert a view to spans of one kind each; their joined texts are the view's text."""
+    if not view.num_omitted:
+        return decode_spans(view.token_ids, view.is_target, renderer)
+    gap = view.gap_index
+    return [
+        *decode_spans(view.token_ids[:gap], view.is_target[:gap], renderer),
+        TextSpan(f" … {view.num_omitted:,} more tokens … ", is_gap=True),
+        *decode_spans(view.token_ids[gap:], view.is_target[gap:], renderer),
+    ]
 
 
 def decode_spans(
     token_ids: Sequence[int],
-    is_trained: Sequence[bool],
+    is_target: Sequence[bool],
     renderer: Renderer,
     before: Sequence[int] = (),
 ) -> list[TextSpan]:
-    """Tokens that follow `before` -> text in runs of one kind."""
-    control = frozenset(renderer.encoder.control_ids(list(token_ids)))
-    kinds = [(trained, token in control) for token, trained in zip(token_ids, is_trained, strict=True)]
-    found: list[TextSpan] = []
-    shown, stop = _text(before, renderer), 0
-    for (trained, is_control), run in groupby(kinds):
-        start, stop = stop, stop + len(list(run))
-        # Decoded with what stands in front: alone, some tokenizers lose the space that a text begins with.
-        text = _text([*before, *token_ids[:stop]], renderer)
-        own = text[len(shown) :] if text.startswith(shown) else _text(token_ids[start:stop], renderer)
-        found.append(TextSpan(own, trained, is_control))
-        shown = text
-    return found
+    """Convert the tokens that follow `before` to spans of one kind each."""
+    special_ids = frozenset(renderer.encoder.special_ids(list(token_ids)))
+    kinds = [(target, token in special_ids) for token, target in zip(token_ids, is_target, strict=True)]
+    spans: list[TextSpan] = []
+    text_before, stop = _decode(before, renderer), 0
+    for (target, special), same_kind in groupby(kinds):
+        start, stop = stop, stop + len(list(same_kind))
+        # Decoded with the tokens before it, since some tokenizers drop a leading space.
+        text = _decode([*before, *token_ids[:stop]], renderer)
+        is_extension = text.startswith(text_before)
+        span_text = text[len(text_before) :] if is_extension else _decode(token_ids[start:stop], renderer)
+        spans.append(TextSpan(span_text, is_target=target, is_special=special))
+        text_before = text
+    return spans
 
 
 def escape_invisible(text: str) -> str:
-    """The text with characters that are not seen, or that steer a terminal or the direction of writing, spelled out."""
+    """Escape characters that are invisible, control a terminal, or change the writing direction."""
     return "".join(_escape_character(character) for character in text)
 
 
 def _escape_character(character: str) -> str:
     if character in "\n\t" or unicodedata.category(character) not in ("Cc", "Cf", "Co", "Cs", "Zl", "Zp"):
         return character
-    # Joins the parts of an emoji, and belongs to the writing of several languages.
+    # Joiners are part of emojis, and of the writing of several languages.
     if character in "\u200d\u200c":
         return character
     return f"\\u{ord(character):04x}" if ord(character) > 0xFF else f"\\x{ord(character):02x}"
 
 
-def _text(token_ids: Sequence[int], renderer: Renderer) -> str:
+def _decode(token_ids: Sequence[int], renderer: Renderer) -> str:
     ids = np.asarray(token_ids, np.int64).tolist()
     return str(renderer.tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False))

@@ -1,4 +1,4 @@
-"""Paths and URIs -> files: on disk or on an object store, one by one, in folders, and by globs."""
+"""Paths and URIs -> files on disk or on an object store: single ones, those in a folder, and matches of a glob."""
 
 import re
 from collections.abc import Iterator, Sequence
@@ -11,99 +11,98 @@ from urllib.parse import quote
 from pyarrow import ArrowException
 from pyarrow.fs import FileInfo, FileSelector, FileSystem, FileType, LocalFileSystem
 
-from instruct_ray.errors import InputError
+from instruct_ray.errors import InputError, one_line
 
-# Their URIs are SCHEME://AUTHORITY/PATH; of object stores, the authority is the bucket.
 SCHEMES = ("s3", "gs", "gcs", "hdfs", "file")
+# SCHEME://AUTHORITY/PATH?QUERY; the authority is the bucket of an object store.
 URI = re.compile(r"(?P<scheme>\w+)://(?P<authority>[^/?]*)(?P<path>.*?)(?P<query>\?\w+=[^&]*(?:&\w+=[^&]*)*)?")
 HIDDEN = re.compile(r"(^|/)[._]")
 
 
 @dataclass(frozen=True)
 class Location:
-    """A path on a file system, and how to name its neighbours."""
+    """A path on a file system."""
 
     filesystem: FileSystem
     path: str
     prefix: str = ""
-    """Stands before a path in a URI, `s3://`."""
+    """Precedes paths in URIs, such as `s3://`; empty for local paths."""
     query: str = ""
-    """Stands behind it, `?region=…`."""
+    """Follows paths in URIs, such as `?region=…`."""
 
     @classmethod
     def parse(cls, uri: str) -> "Location":
-        """Where a path or URI leads. A URI is written as it is: a blank is a blank, not %20.
+        """Parse a path or URI. URIs are not percent-encoded: a blank is a blank, not %20.
 
         Raises:
-            InputError: no such file system.
+            InputError: the scheme is unknown, or the URI is not complete, holds a password or can't be connected to.
         """
         if "://" not in uri:
             return cls(LocalFileSystem(), uri)
         match = URI.fullmatch(uri)
         if match is None or match["scheme"] not in SCHEMES:
-            raise InputError(
-                f"data.sources: {uri}: a path or one of {', '.join(f'{name}://' for name in SCHEMES)} is needed"
-            )
+            schemes = ", ".join(f"{scheme}://" for scheme in SCHEMES)
+            raise InputError(f"data.sources: {uri} is neither a path nor a URI that starts with one of {schemes}")
         scheme, authority, path, query = match.group("scheme", "authority", "path", "query")
         if ":" in authority.rpartition("@")[0]:
             raise InputError(
-                f"data.sources: {scheme}://…@{authority.rpartition('@')[2]}{path} holds a password, which the run's "
-                "records would show; give it by the environment (AWS_ACCESS_KEY_ID, …) or a role"
+                f"data.sources: {scheme}://…@{authority.rpartition('@')[2]}{path} contains a password, which the run "
+                "would store; pass it in the environment (AWS_ACCESS_KEY_ID, …) or use a role"
             )
         if not authority and scheme != "file":
-            raise InputError(f"data.sources: {uri} names no bucket")
+            raise InputError(f"data.sources: {uri} has no bucket")
         try:
             filesystem, root = _connect(f"{scheme}://{quote(authority, safe='@:')}/{query or ''}")
         except (ArrowException, ValueError, OSError) as error:
-            raise InputError(f"data.sources: {uri}: {_one_line(error)}") from None
-        whole = str(PurePosixPath(root) / path.strip("/"))
-        return cls(filesystem, whole, f"{scheme}://{authority}/".removesuffix(f"{root.rstrip('/')}/"), query or "")
+            raise InputError(f"data.sources: {uri} can't be opened: {one_line(error)}") from None
+        full_path = str(PurePosixPath(root) / path.strip("/"))
+        return cls(filesystem, full_path, f"{scheme}://{authority}/".removesuffix(f"{root.rstrip('/')}/"), query or "")
 
     def uri(self, path: str) -> str:
-        """The URI of another path on the same file system."""
+        """Return the URI of another path on the same file system."""
         return f"{self.prefix}{path}{self.query}"
 
     def info(self) -> FileInfo:
-        """What the file system says of it."""
+        """Return type and size of what is at the path; the type is `NotFound` if there is nothing."""
         [info] = self.filesystem.get_file_info([self.path])
         return info
 
-    def matching(self) -> list[FileInfo]:
-        """The files that the path matches as a glob, by name."""
+    def glob(self) -> list[FileInfo]:
+        """Return the files that match the path as a glob, sorted by path."""
         parts = PurePosixPath(self.path).parts
-        first = next(number for number, part in enumerate(parts) if is_glob(part))
-        folder, patterns = str(PurePosixPath(*parts[:first])), parts[first:]
+        num_plain = next(number for number, part in enumerate(parts) if is_glob(part))
+        folder, patterns = str(PurePosixPath(*parts[:num_plain])), parts[num_plain:]
         [info] = self.filesystem.get_file_info([folder])
         if info.type != FileType.Directory:
             return []
-        files = _files_in(self.filesystem, folder, recursive=len(patterns) > 1 or "**" in patterns)
+        files = _list_folder(self.filesystem, folder, recursive=len(patterns) > 1 or "**" in patterns)
         return [info for name, info in files if _matches(PurePosixPath(name).parts, patterns)]
 
-    def below(self) -> list[FileInfo]:
-        """All files in the folder and its folders, by name."""
-        return [info for _, info in _files_in(self.filesystem, self.path, recursive=True)]
+    def list_recursive(self) -> list[FileInfo]:
+        """Return all files in the folder and its subfolders, sorted by path."""
+        return [info for _, info in _list_folder(self.filesystem, self.path, recursive=True)]
 
 
 def open_filesystem(uri: str) -> tuple[FileSystem, str]:
-    """The file system of a path or URI, and the path on it."""
+    """Return (file system, path on it) of a path or URI."""
     location = Location.parse(uri)
     return location.filesystem, location.path
 
 
 def is_glob(path: str) -> bool:
-    """Whether a path has one of the signs of a glob."""
-    return any(sign in path for sign in "*?[")
+    """Whether a path contains a wildcard."""
+    return any(wildcard in path for wildcard in "*?[")
 
 
 @lru_cache(maxsize=64)
 def _connect(root: str) -> tuple[FileSystem, str]:
-    """One connection for all files of a bucket."""
+    """Open a file system; all files of a bucket share one connection."""
     filesystem, path = FileSystem.from_uri(root)
     return filesystem, path
 
 
-def _files_in(filesystem: FileSystem, folder: str, *, recursive: bool) -> Iterator[tuple[str, FileInfo]]:
-    """(path below the folder, what the file system says) of its files, by name, without hidden ones."""
+def _list_folder(filesystem: FileSystem, folder: str, *, recursive: bool) -> Iterator[tuple[str, FileInfo]]:
+    """Yield (path relative to the folder, info) of its files, sorted by path, without hidden ones."""
     infos = filesystem.get_file_info(FileSelector(folder, recursive=recursive))
     for info in sorted(infos, key=lambda info: str(info.path)):
         name = info.path.removeprefix(folder).lstrip("/")
@@ -112,13 +111,9 @@ def _files_in(filesystem: FileSystem, folder: str, *, recursive: bool) -> Iterat
 
 
 def _matches(parts: Sequence[str], patterns: Sequence[str]) -> bool:
-    """Whether a path's parts match a glob's, in which `**` stands for any number of folders."""
+    """Whether the parts of a path match those of a glob, in which `**` matches any number of folders."""
     if not patterns:
         return not parts
     if patterns[0] == "**":
         return any(_matches(parts[start:], patterns[1:]) for start in range(len(parts) + 1))
     return bool(parts) and fnmatchcase(parts[0], patterns[0]) and _matches(parts[1:], patterns[1:])
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())

@@ -1,21 +1,27 @@
-"""What readers hand out: records, each a parsed value or what is wrong with it."""
+"""What readers take and return: options, and records with the errors of single rows."""
 
-import io
+from collections.abc import Collection
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from instruct_ray.data.sources.files import SourceFile
-from instruct_ray.data.sources.filesystems import open_filesystem
-
-BUFFER_BYTES = 2**20
-BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 MAX_DETAIL_CHARACTERS = 300
 
 
+@dataclass(frozen=True)
+class ReadOptions:
+    """What the reader of a file format needs besides the chunk."""
+
+    columns: Collection[str]
+    """Columns that rows are made from; a reader of tables skips all others."""
+    max_row_bytes: int
+    """Larger rows are not parsed and become a `RowError`."""
+
+
 class RowError(ValueError):
-    """A row that can't be used: a short code to count by, and what is wrong in words."""
+    """A row that can't be used: a short code to count by, and the reason in words."""
 
     def __init__(self, reason: str, detail: str) -> None:
-        # Written as UTF-8 later, and shown: a row must not break that by what it holds.
+        # The detail quotes the row, is printed and is stored as UTF-8: make it short and encodable.
         detail = detail[:MAX_DETAIL_CHARACTERS].encode(errors="backslashreplace").decode()
         super().__init__(reason, detail)
         self.reason, self.detail = reason, detail
@@ -28,29 +34,18 @@ class Record(NamedTuple):
     """One input record."""
 
     position: int
-    """Byte offset in (decompressed) JSONL, the line it begins on in CSV, else the row's number, all from 0."""
+    """Byte offset in (decompressed) JSONL, number of the first line in CSV, otherwise the row number; all from 0."""
     value: Any
-    """What was parsed, or the RowError that says why it was not."""
+    """The parsed value, or a `RowError` if it can't be read."""
     digest: bytes
-    """sha256 of the record's bytes, its line end included; of Parquet and Arrow, of its columns as canonical JSON."""
-
-
-def open_source_file(file: SourceFile) -> io.BufferedReader:
-    """The (decompressed) bytes of a file."""
-    filesystem, path = open_filesystem(file.uri)
-    stream = (
-        filesystem.open_input_file(path)
-        if file.compression is None
-        else filesystem.open_input_stream(path, compression=file.compression)
-    )
-    return io.BufferedReader(stream, BUFFER_BYTES)
+    """sha256 of the record's bytes with its line end; for Parquet and Arrow, of its columns as canonical JSON."""
 
 
 def row_too_large_error(max_row_bytes: int) -> RowError:
-    """What is wrong with a row of more bytes."""
+    """Make the error of a row that has more than `max_row_bytes`."""
     return RowError("too_large", f"is longer than data.max_row_bytes={max_row_bytes}")
 
 
 def not_utf8_error(error: UnicodeError) -> RowError:
-    """What is wrong with a row of other bytes."""
+    """Make the error of a row that can't be decoded."""
     return RowError("not_utf8", f"is not UTF-8 ({' '.join(str(error).split()[-3:])}); save the file as UTF-8")

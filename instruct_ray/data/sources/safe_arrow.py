@@ -1,7 +1,8 @@
-"""Parquet and Arrow files -> rows of plain types: extension types are read as what they are stored as.
+"""Parquet and Arrow files -> batches of rows, without running code that a file brings along.
 
-Opening a file runs the Python code registered for its extension types; Ray's, for one, can be told to unpickle. So the
-note that marks a column as one of them is made illegible before Arrow sees it.
+Opening a file runs the Python code registered for the extension types of its columns; Ray's extension types can be made
+to unpickle data from the file. The metadata key that declares an extension type is therefore renamed before Arrow sees
+it, and such columns are read as their storage type.
 """
 
 import io
@@ -14,90 +15,94 @@ import pyarrow.parquet as pq
 ROWS_PER_BATCH = 1024
 BATCH_BYTES = 64 * 2**20
 PARQUET_MAGIC = b"PAR1"
-PARQUET_SCHEMA = b"ARROW:schema"
-EXTENSION_NAME = b"ARROW:extension:name"
+ARROW_CONTINUATION = b"\xff\xff\xff\xff"
+# Metadata keys: of the Arrow schema in a Parquet file, and of an extension type in an Arrow schema.
+PARQUET_SCHEMA_KEY = b"ARROW:schema"
+EXTENSION_NAME_KEY = b"ARROW:extension:name"
 
 
-def parquet_metadata(stream: Any) -> Any:
-    """The metadata of a Parquet file, without the Arrow schema that it may carry.
+def read_parquet_metadata(stream: Any) -> Any:
+    """Read the metadata of a Parquet file, without the Arrow schema that it may contain.
 
     Raises:
-        ArrowException: it is no Parquet file.
+        ArrowException: the file is not Parquet.
     """
     size = stream.size()
     stream.seek(max(0, size - 8))
     tail = stream.read(8)
     length = int.from_bytes(tail[:4], "little")
     if tail[4:] != PARQUET_MAGIC or length + 12 > size:
-        raise pa.ArrowInvalid("it does not end as a Parquet file does")
+        raise pa.ArrowInvalid("it does not end like a Parquet file")
     stream.seek(size - 8 - length)
-    footer = stream.read(length)
-    return pq.read_metadata(pa.BufferReader(PARQUET_MAGIC + _disable_extension_types(footer, PARQUET_SCHEMA) + tail))
+    footer = _rename_key(stream.read(length), PARQUET_SCHEMA_KEY)
+    return pq.read_metadata(pa.BufferReader(PARQUET_MAGIC + footer + tail))
 
 
-def parquet_batches(stream: Any, first_group: int, end_group: int, names: Collection[str]) -> Iterator[tuple[int, Any]]:
-    """(number of the first row, batch of rows) of some row groups."""
-    metadata = parquet_metadata(stream)
+def read_parquet_batches(
+    stream: Any, first_group: int, end_group: int, columns: Collection[str]
+) -> Iterator[tuple[int, pa.RecordBatch]]:
+    """Yield (number of the first row, batch) of the row groups from `first_group` up to `end_group`."""
+    metadata = read_parquet_metadata(stream)
     file = pq.ParquetFile(stream, metadata=metadata, arrow_extensions_enabled=False)
     groups = range(first_group, end_group)
     num_rows = sum(metadata.row_group(group).num_rows for group in groups)
     num_bytes = sum(metadata.row_group(group).total_byte_size for group in groups)
-    # A batch of rows of many megabytes holds few of them.
+    # Fewer rows per batch if they are large.
     batch_rows = max(1, min(ROWS_PER_BATCH, BATCH_BYTES * num_rows // max(1, num_bytes)))
     position = sum(metadata.row_group(group).num_rows for group in range(first_group))
-    columns = _selected(file.schema_arrow, names)
-    for batch in file.iter_batches(batch_rows, row_groups=list(groups), columns=columns):
+    names = _select_columns(file.schema_arrow, columns)
+    for batch in file.iter_batches(batch_rows, row_groups=list(groups), columns=names):
         yield position, batch
         position += batch.num_rows
 
 
-def arrow_batches(stream: Any, names: Collection[str]) -> Iterator[tuple[int, Any]]:
-    """(number of the first row, batch of rows) of an Arrow stream, which is what `datasets` writes."""
+def read_arrow_batches(stream: Any, columns: Collection[str]) -> Iterator[tuple[int, pa.RecordBatch]]:
+    """Yield (number of the first row, batch) of a file in Arrow's stream format, which `datasets` writes."""
     head = stream.read(8)
     length = int.from_bytes(head[4:], "little")
-    if head[:4] != b"\xff\xff\xff\xff" or length > stream.size():
-        raise pa.ArrowInvalid("it does not begin as an Arrow stream does")
-    schema = _disable_extension_types(stream.read(length), EXTENSION_NAME)
+    if head[:4] != ARROW_CONTINUATION or length > stream.size():
+        raise pa.ArrowInvalid("it does not start like an Arrow stream")
+    schema = _rename_key(stream.read(length), EXTENSION_NAME_KEY)
     position = 0
-    with pa.ipc.open_stream(pa.PythonFile(_Joined(head + schema, stream), mode="r")) as reader:
-        columns = _selected(reader.schema, names)
+    with pa.ipc.open_stream(pa.PythonFile(_PrefixedStream(head + schema, stream), mode="r")) as reader:
+        names = _select_columns(reader.schema, columns)
         for batch in reader:
             for start in range(0, batch.num_rows, ROWS_PER_BATCH):
-                yield position + start, batch.select(columns).slice(start, ROWS_PER_BATCH)
+                yield position + start, batch.select(names).slice(start, ROWS_PER_BATCH)
             position += batch.num_rows
 
 
-def _disable_extension_types(content: bytes, note: bytes) -> bytes:
-    return content.replace(note, note.replace(b":", b"-"))
+def _rename_key(content: bytes, key: bytes) -> bytes:
+    """Replace a metadata key by one of the same length that Arrow does not know."""
+    return content.replace(key, key.replace(b":", b"-"))
 
 
-def _selected(schema: pa.Schema, names: Collection[str]) -> list[str]:
-    """The columns of these names.
+def _select_columns(schema: pa.Schema, columns: Collection[str]) -> list[str]:
+    """Return the names of a schema that are in `columns`.
 
     Raises:
-        ArrowException: there are two of one name.
+        ArrowException: two columns have the same name.
     """
-    selected = [name for name in schema.names if name in names]
-    for name in selected:
-        if selected.count(name) > 1:
+    names = [name for name in schema.names if name in columns]
+    for name in names:
+        if names.count(name) > 1:
             raise pa.ArrowInvalid(f"it has two columns named {name}")
-    return selected
+    return names
 
 
-class _Joined(io.RawIOBase):
-    """Bytes, and a stream behind them."""
+class _PrefixedStream(io.RawIOBase):
+    """Bytes, followed by the rest of a stream."""
 
-    def __init__(self, first: bytes, rest: Any) -> None:
-        self._first, self._rest = first, rest
+    def __init__(self, prefix: bytes, stream: Any) -> None:
+        self._prefix, self._stream = prefix, stream
 
     def readable(self) -> bool:
         return True
 
     def read(self, size: int = -1) -> bytes:
-        if self._first:
-            part, self._first = self._first[:size], self._first[size:]
-            if len(part) == size:
-                return part
-            size -= len(part)
-            return part + bytes(self._rest.read(size))
-        return bytes(self._rest.read(size))
+        if not self._prefix:
+            return bytes(self._stream.read(size))
+        part, self._prefix = self._prefix[:size], self._prefix[size:]
+        if len(part) == size:
+            return part
+        return part + bytes(self._stream.read(size - len(part)))

@@ -1,0 +1,1 @@
+"""A file of rows -> a folder of answers, without an endpoint."""

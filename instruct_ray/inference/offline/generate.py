@@ -1,245 +1,197 @@
-"""A file of triples and a model -> a folder of answers, without an endpoint: one line for every row, in input order.
+"""Offline generation: a file of rows and a model folder -> a folder of answers, one line per row, in input order.
 
-Parts of the rows are answered by Ray Data actors and committed one by one: a killed run continues behind what it has.
+Ray Data actors generate the answers batch by batch and commit each batch as a part file. A run that was killed resumes
+with the parts that are missing.
 """
 
 import hashlib
 import json
 import time
 import warnings
-from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any
 
 import ray.data
-from pydantic import BaseModel, ConfigDict
 from ray.data import Dataset
 from ray.util.annotations import RayDeprecationWarning
 
 from instruct_ray.config.data import DataConfig
-from instruct_ray.config.schema import Config, ServingConfig
+from instruct_ray.config.schema import Config
 from instruct_ray.data.ray_tasks import map_tasks
 from instruct_ray.data.rendering.renderer import load_renderer
-from instruct_ray.data.sources.files import Chunk, SourceFile, file_digests, find_source_files, split_into_chunks
+from instruct_ray.data.sources.files import file_digests, find_source_files, split_into_chunks
 from instruct_ray.data.sources.readers import row_number
+from instruct_ray.data.sources.source_file import Chunk, SourceFile
 from instruct_ray.errors import InputError
-from instruct_ray.files import atomic_write_json
 from instruct_ray.inference.loading import model_digest
-from instruct_ray.inference.offline.inputs import BATCH_BYTES, BATCH_ROWS, read_input_rows, split_into_batches
+from instruct_ray.inference.offline.inputs import read_input_rows, split_into_batches
+from instruct_ray.inference.offline.manifest import GenerationManifest, OutputSpec, count_results, load_manifest
 from instruct_ray.inference.offline.worker import GenerationWorker
 from instruct_ray.run.lock import run_lock
 from instruct_ray.runtime_env import worker_runtime_env
 
-# In the output folder, hidden from those who read the folder as rows.
-MANIFEST_FILE = ".generate.json"
-# Rows looked at before anything starts, in search of one that can be answered.
+# Rows that are checked before Ray starts; if none of them can be read, the input is rejected.
 MAX_FIRST_ROWS = 1000
-# How often an engine that dies is started again, and a part tried again.
-MAX_ENGINE_FAILURES = 3
+# How often a worker that dies is restarted, and its batch retried.
+MAX_WORKER_FAILURES = 3
 
 
-class OutputSpec(BaseModel):
-    """What decides the answers in a folder."""
+@dataclass(frozen=True)
+class _Job:
+    """One call of `generate`, with its input split into chunks."""
 
-    model_config = ConfigDict(frozen=True)
-
-    model_digest: str
-    input_digest: str
-    """Over the files' bytes and how they are read."""
-    max_new_tokens: int
-    part_limits: tuple[int, int] = (BATCH_ROWS, BATCH_BYTES)
-
-
-class GenerationManifest(BaseModel):
-    """What the output folder is made of."""
-
-    model_config = ConfigDict(frozen=True)
-
-    request: OutputSpec
-    part_rows: dict[str, int] | None = None
-    """Rows of every part by its name; None before they are counted."""
-    counts: dict[str, int] | None = None
-    """Rows by finish reason, or by why there is no answer; None before all are answered."""
-    num_rows: int = 0
+    config: Config
+    model_dir: Path
+    output_dir: Path
+    chunks: Sequence[Chunk]
+    status: Callable[[str], None]
 
 
 def generate(
-    config: Config, model: Path, output: Path, status: Callable[[str], None], start_ray: Callable[[], None]
+    config: Config, model_dir: Path, output_dir: Path, status: Callable[[str], None], start_ray: Callable[[], None]
 ) -> tuple[GenerationManifest, bool]:
-    """Answer every row of `data.sources` with the model in a folder; the second value tells if that was done before.
+    """Generate an answer for every row of `data.sources` by greedy decoding.
 
-    Answers are greedy, `serving` says on how many engines of which size and with how many tokens at most. `output` is a
-    folder that every node sees. `start_ray` is called once the input is known to be good.
+    Args:
+        config: `serving` sets the number of engines, their size and the maximum number of new tokens.
+        model_dir: a model folder, or an adapter folder.
+        output_dir: a folder that every node sees under the same path.
+        status: called with progress messages.
+        start_ray: called once the model and the input are known to be usable.
+
+    Returns:
+        The manifest of the output, and whether the output was already complete.
 
     Raises:
-        InputError: the model or a file can't be used, or `output` holds answers of another model or input.
+        InputError: the model or a file can't be used, or `output_dir` holds the answers of another model or input.
     """
-    load_renderer(model)
+    # Raises an InputError if the folder holds no usable model.
+    load_renderer(model_dir)
     files = find_source_files(config.data.sources, config.run.storage / "sources")
-    request = OutputSpec(
-        model_digest=model_digest(model),
+    spec = OutputSpec(
+        model_digest=model_digest(model_dir),
         input_digest=_input_digest(files, config.data),
         max_new_tokens=config.serving.max_new_tokens,
     )
-    found = _load_manifest(output, request)
-    if found.counts is not None:
-        return found, True
-    chunks = split_into_chunks(files)
-    _check_first_rows(files, chunks, config.data)
-    with run_lock(output):
-        # Another job may have been here since.
-        found = _load_manifest(output, request)
-        _remove_unfinished(output)
-        atomic_write_json(output / MANIFEST_FILE, found.model_dump(mode="json"))
+    manifest = load_manifest(output_dir, spec)
+    if manifest.counts is not None:
+        return manifest, True
+    job = _Job(config, model_dir, output_dir, split_into_chunks(files), status)
+    _check_first_rows(files, job)
+    with run_lock(output_dir):
+        # Loaded again: until here, another process could have held the lock.
+        manifest = load_manifest(output_dir, spec)
+        _remove_unfinished_parts(output_dir)
+        manifest.save(output_dir)
         start_ray()
-        return _generate(config, model, output, status, chunks, found), False
+        return _run(job, manifest), False
 
 
-def _generate(
-    config: Config,
-    model: Path,
-    output: Path,
-    status: Callable[[str], None],
-    chunks: Sequence[Chunk],
-    found: GenerationManifest,
-) -> GenerationManifest:
-    data, part_rows = config.data, found.part_rows
+def _run(job: _Job, manifest: GenerationManifest) -> GenerationManifest:
+    """Generate the missing parts and complete the manifest."""
+    part_rows = manifest.part_rows
     if part_rows is None:
-        status("counting rows")
-        counted = map_tasks(
-            len(chunks), lambda number: [(p.name, len(p.rows)) for p in split_into_batches(chunks[number], data)]
-        )
-        part_rows = dict(name_and_rows for each in counted for name_and_rows in each)
-        found = found.model_copy(update={"part_rows": part_rows, "num_rows": sum(part_rows.values())})
-        atomic_write_json(output / MANIFEST_FILE, found.model_dump(mode="json"))
-    missing = {name for name in part_rows if not (output / name).is_file()}
-    if missing:
-        _answer(config, model, output, status, chunks, missing, found)
-    done = found.model_copy(update={"counts": _counts(output, part_rows)})
-    atomic_write_json(output / MANIFEST_FILE, done.model_dump(mode="json"))
-    return done
+        job.status("counting rows")
+        part_rows = _count_part_rows(job)
+        manifest = manifest.model_copy(update={"part_rows": part_rows, "num_rows": sum(part_rows.values())})
+        manifest.save(job.output_dir)
+    missing_parts = {name for name in part_rows if not (job.output_dir / name).is_file()}
+    if missing_parts:
+        num_missing = sum(part_rows[name] for name in missing_parts)
+        _report_progress(job, _generate_parts(job, missing_parts), manifest.num_rows - num_missing, manifest.num_rows)
+    manifest = manifest.model_copy(update={"counts": count_results(job.output_dir, part_rows)})
+    manifest.save(job.output_dir)
+    return manifest
 
 
-def _answer(
-    config: Config,
-    model: Path,
-    output: Path,
-    status: Callable[[str], None],
-    chunks: Sequence[Chunk],
-    missing: set[str],
-    found: GenerationManifest,
-) -> None:
-    """Stream the missing parts through the engines."""
-    assert found.part_rows is not None, "counted before"
-    serving, data = config.serving, config.data
-    needed = sorted({int(name.split("-")[1]) for name in missing})
-    work = ray.data.from_items([{"chunk": number} for number in needed], override_num_blocks=len(needed))
-    # A part is what an engine takes at a time, however many of them come out of one chunk.
-    work = work.flat_map(
-        lambda row: [p.dump() for p in split_into_batches(chunks[row["chunk"]], data) if p.name in missing]
+def _count_part_rows(job: _Job) -> dict[str, int]:
+    """Count the rows of each part, one Ray task per chunk."""
+    # Local variables, because Ray would pickle all of `job` with the task.
+    chunks, data = job.chunks, job.config.data
+
+    def count(chunk_number: int) -> list[tuple[str, int]]:
+        return [(batch.part_name, len(batch.rows)) for batch in split_into_batches(chunks[chunk_number], data)]
+
+    return {name: num_rows for counts in map_tasks(len(chunks), count) for name, num_rows in counts}
+
+
+def _generate_parts(job: _Job, part_names: set[str]) -> Iterable[int]:
+    """Generate parts with a pool of workers; yields the number of rows of each part as it is committed."""
+    chunks, data = job.chunks, job.config.data
+    chunk_numbers = sorted({int(name.split("-")[1]) for name in part_names})
+    dataset = ray.data.from_items(
+        [{"chunk": number} for number in chunk_numbers], override_num_blocks=len(chunk_numbers)
     )
-    work = _through_engines(work.repartition(target_num_rows_per_block=1), model, output, serving)
-    num_before = found.num_rows - sum(found.part_rows[name] for name in missing)
-    status(f"{num_before:,}/{found.num_rows:,} rows  loading the model")
-    num_done, began = 0, time.monotonic()
-    for answered in work.iter_rows():
-        num_done += answered["num_rows"]
-        rate = num_done / (time.monotonic() - began)
-        left = (found.num_rows - num_before - num_done) / rate
-        status(f"{num_before + num_done:,}/{found.num_rows:,} rows  {rate:,.1f} rows/s  {left:,.0f} s to go")
+    batches = dataset.flat_map(
+        lambda row: [b.dump() for b in split_into_batches(chunks[row["chunk"]], data) if b.part_name in part_names]
+    )
+    # One batch per block, so that the batches of a chunk spread over all workers.
+    parts = _map_with_workers(batches.repartition(target_num_rows_per_block=1), job)
+    return (int(part["num_rows"]) for part in parts.iter_rows())
 
 
-def _through_engines(work: Dataset, model: Path, output: Path, serving: ServingConfig) -> Dataset:
+def _map_with_workers(batches: Dataset, job: _Job) -> Dataset:
+    serving = job.config.serving
     with warnings.catch_warnings():
-        # How often an actor restarts has no other name yet, and without a limit a model that does not fit restarts for
-        # ever.
+        # Ray has no other option to limit restarts yet. Without a limit, a model that does not fit into memory would
+        # be loaded again and again.
         warnings.simplefilter("ignore", RayDeprecationWarning)
-        return work.map(
+        return batches.map(
             GenerationWorker,
-            fn_constructor_args=(model, output, serving.max_batch_size, serving.max_new_tokens),
+            fn_constructor_args=(job.model_dir, job.output_dir, serving),
             compute=ray.data.ActorPoolStrategy(min_size=1, max_size=serving.num_replicas),
             num_cpus=serving.num_cpus,
             num_gpus=serving.num_gpus,
             runtime_env=worker_runtime_env(use_gpu=serving.num_gpus > 0),
-            max_restarts=MAX_ENGINE_FAILURES,
-            max_task_retries=MAX_ENGINE_FAILURES,
+            max_restarts=MAX_WORKER_FAILURES,
+            max_task_retries=MAX_WORKER_FAILURES,
         )
 
 
-def _load_manifest(output: Path, request: OutputSpec) -> GenerationManifest:
-    """What the output folder holds already.
-
-    Raises:
-        InputError: answers to something else, or no answers at all.
-    """
-    if ":/" in str(output):
-        raise InputError(f"--output: {output}: needs a folder that every node sees under the same path, not a URI")
-    record = output / MANIFEST_FILE
-    if not record.is_file():
-        if output.exists() and not (output.is_dir() and all(file.name.startswith(".") for file in output.iterdir())):
-            raise InputError(f"{output}: holds other files than answers; take another --output")
-        return GenerationManifest(request=request)
-    found = GenerationManifest.model_validate_json(record.read_text())
-    before, now = found.request.model_dump(), request.model_dump()
-    changed = [f"{key} was {_short(before[key])}, now {_short(now[key])}" for key in now if before[key] != now[key]]
-    if changed:
-        raise InputError(f"{output}: holds answers to another request ({'; '.join(changed)}); take another --output")
-    return found
-
-
-def _short(value: Any) -> str:
-    return value[:12] if isinstance(value, str) else str(value)
+def _report_progress(job: _Job, part_sizes: Iterable[int], num_before: int, num_rows: int) -> None:
+    """Consume the part sizes as they come and show the progress."""
+    job.status(f"{num_before:,}/{num_rows:,} rows  loading the model")
+    num_new, start = 0, time.monotonic()
+    for part_size in part_sizes:
+        num_new += part_size
+        rows_per_second = num_new / (time.monotonic() - start)
+        seconds_left = (num_rows - num_before - num_new) / rows_per_second
+        job.status(
+            f"{num_before + num_new:,}/{num_rows:,} rows  {rows_per_second:,.1f} rows/s  {seconds_left:,.0f} s left"
+        )
 
 
 def _input_digest(files: Sequence[SourceFile], data: DataConfig) -> str:
-    names = [file.uri for file in files]
-    readings = [source.model_dump(mode="json") for source in data.sources]
-    content = [names, file_digests(files), readings, data.max_row_bytes]
+    uris = [file.uri for file in files]
+    sources = [source.model_dump(mode="json") for source in data.sources]
+    content = [uris, file_digests(files), sources, data.max_row_bytes]
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
-def _check_first_rows(files: Sequence[SourceFile], chunks: Sequence[Chunk], data: DataConfig) -> None:
-    """Refuse an input of whose first rows none can be read: most likely its columns have other names."""
-    rows = ((chunk.file, question) for chunk in chunks for question in read_input_rows(chunk, data))
-    unread = []
-    for file, question in islice(rows, MAX_FIRST_ROWS):
-        if question.triple is not None:
+def _check_first_rows(files: Sequence[SourceFile], job: _Job) -> None:
+    """Reject an input if none of its first rows can be read: most likely, its columns have other names.
+
+    Raises:
+        InputError: describes the first row.
+    """
+    rows = ((chunk.file, row) for chunk in job.chunks for row in read_input_rows(chunk, job.config.data))
+    unreadable = []
+    for file, row in islice(rows, MAX_FIRST_ROWS):
+        if row.triple is not None:
             return
-        unread.append((file, question))
-    if not unread:
+        unreadable.append((file, row))
+    if not unreadable:
         raise InputError(f"data.sources: no rows in {files[0].uri}")
-    file, question = unread[0]
+    file, row = unreadable[0]
     raise InputError(
-        f"data.sources: none of the first {len(unread)} rows can be read; {file.uri}: row "
-        f"{row_number(file, question.offset)} {question.detail}"
+        f"data.sources: none of the first {len(unreadable)} rows can be read; {file.uri}: row "
+        f"{row_number(file, row.offset)} {row.detail}"
     )
 
 
-def _remove_unfinished(output: Path) -> None:
-    """Remove what a killed run was writing."""
-    for unfinished in output.glob(".part-*"):
-        unfinished.unlink()
-
-
-def _counts(output: Path, part_rows: dict[str, int]) -> dict[str, int]:
-    """Rows by finish reason, or by why there is no answer.
-
-    Raises:
-        RuntimeError: a part is missing or holds more or fewer rows than were read.
-    """
-    counts: Counter[str] = Counter()
-    for name, num_rows in part_rows.items():
-        fates = list(_fates(output / name))
-        if len(fates) != num_rows:
-            raise RuntimeError(f"{output / name} has {len(fates)} lines for {num_rows} rows")
-        counts.update(fates)
-    return dict(counts)
-
-
-def _fates(path: Path) -> Iterator[str]:
-    with path.open(encoding="utf-8") as file:
-        for line in file:
-            values = json.loads(line)
-            yield values["finish_reason"] or values["reason"]
+def _remove_unfinished_parts(output_dir: Path) -> None:
+    """Remove the temporary files of workers that were killed while writing."""
+    for path in output_dir.glob(".part-*"):
+        path.unlink()

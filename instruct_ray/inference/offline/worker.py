@@ -1,83 +1,94 @@
-"""A part of the questions -> its file of answers, in a Ray Data actor that holds the engine."""
+"""The Ray Data actor of offline generation: a batch of input rows -> a part file with one answer per row."""
 
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from instruct_ray.config.schema import ServingConfig
 from instruct_ray.data.rendering.renderer import load_renderer
 from instruct_ray.errors import InputError
 from instruct_ray.files import atomic_write_text
-from instruct_ray.inference.engine import SamplingParams, generate_each
+from instruct_ray.inference.engine import Completion, SamplingParams, generate_all
+from instruct_ray.inference.engines import create_engine
 from instruct_ray.inference.offline.inputs import InputBatch, InputRow
-from instruct_ray.inference.transformers_engine import TransformersEngine
 
 
 @dataclass(frozen=True)
 class GenerationRecord:
-    """One line of the output."""
+    """One line of the output: the answer to an input row, or the reason why there is none."""
 
     id: str
     file: str
     offset: int
     answer: str | None = None
     finish_reason: str | None = None
-    """`stop`, or `length` where the answer was cut at `serving.max_new_tokens` or the model's context."""
+    """`stop`, or `length` if the answer reached `serving.max_new_tokens` or the model's context length."""
     prompt_tokens: int | None = None
     completion_tokens: int | None = None
     reason: str | None = None
-    """Why there is no answer: `too_long`, or what is wrong with the row."""
+    """Without an answer: `too_long`, `not_rendered`, or the code for why the row can't be read."""
     detail: str | None = None
 
 
 class GenerationWorker:
-    """Called by Ray Data with one part after the other."""
+    """Generates the answers of one batch after another; Ray Data calls it with dumped batches."""
 
-    def __init__(self, model: Path, output: Path, max_batch_size: int, max_new_tokens: int) -> None:
-        self._renderer = load_renderer(model)
-        self._engine = TransformersEngine(model, self._renderer.contract, max_batch_size)
-        self._output = output
-        self._max_new_tokens = max_new_tokens
+    def __init__(self, model_dir: Path, output_dir: Path, serving: ServingConfig) -> None:
+        self._renderer = load_renderer(model_dir)
+        self._engine = create_engine(model_dir, self._renderer.contract, serving)
+        self._output_dir = output_dir
+        self._max_new_tokens = serving.max_new_tokens
 
-    def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
-        """Answer a part and commit its file."""
-        part = InputBatch.load(row)
-        answers = self.answer(part.rows)
-        lines = [json.dumps(asdict(answer), ensure_ascii=False) + "\n" for answer in answers]
-        atomic_write_text(self._output / part.name, "".join(lines))
-        return {"num_rows": len(answers)}
+    def __call__(self, dumped_batch: dict[str, Any]) -> dict[str, Any]:
+        """Generate the answers of a batch and write its part file atomically."""
+        batch = InputBatch.load(dumped_batch)
+        records = self.generate(batch.rows)
+        lines = [json.dumps(asdict(record), ensure_ascii=False) + "\n" for record in records]
+        atomic_write_text(self._output_dir / batch.part_name, "".join(lines))
+        return {"num_rows": len(records)}
 
-    def answer(self, questions: list[InputRow]) -> list[GenerationRecord]:
-        """An answer, or why there is none, for each question; greedy."""
-        answers = [GenerationRecord(q.id, q.file, q.offset, reason=q.reason, detail=q.detail) for q in questions]
-        asked: list[tuple[int, list[int], SamplingParams]] = []
-        for index, question in enumerate(questions):
-            prompt = self._prompt(question, answers[index])
-            if isinstance(prompt, GenerationRecord):
-                answers[index] = prompt
-            else:
-                room = self._engine.max_context - len(prompt)
-                asked.append((index, prompt, SamplingParams(min(room, self._max_new_tokens))))
-        # Like lengths together: less padding in a batch.
-        asked.sort(key=lambda one: len(one[1]))
-        completions = generate_each(self._engine, [(prompt, sampling) for _, prompt, sampling in asked])
-        for (index, prompt, _), completion in zip(asked, completions, strict=True):
-            q = questions[index]
-            text = self._renderer.tokenizer.decode(completion.token_ids, skip_special_tokens=True)
-            counts = len(prompt), len(completion.token_ids)
-            answers[index] = GenerationRecord(q.id, q.file, q.offset, str(text), completion.finish_reason, *counts)
-        return answers
+    def generate(self, rows: list[InputRow]) -> list[GenerationRecord]:
+        """Generate one record per row, in order, by greedy decoding."""
+        rendered = [self._render(row) for row in rows]
+        prompts = {index: result for index, result in enumerate(rendered) if isinstance(result, list)}
+        # Prompts of similar length share a batch, which needs less padding.
+        order = sorted(prompts, key=lambda index: len(prompts[index]))
+        limits = [min(self._engine.max_context - len(prompts[index]), self._max_new_tokens) for index in order]
+        completions = generate_all(
+            self._engine, [prompts[index] for index in order], [SamplingParams(limit) for limit in limits]
+        )
+        answered = {
+            index: self._build_record(rows[index], prompts[index], completion)
+            for index, completion in zip(order, completions, strict=True)
+        }
+        return [
+            result if isinstance(result, GenerationRecord) else answered[index] for index, result in enumerate(rendered)
+        ]
 
-    def _prompt(self, question: InputRow, unanswered: GenerationRecord) -> list[int] | GenerationRecord:
-        """The tokens that the answer follows, or the line that says why there is none."""
-        place = (unanswered.id, unanswered.file, unanswered.offset)
-        if question.triple is None:
-            return unanswered
+    def _render(self, row: InputRow) -> list[int] | GenerationRecord:
+        """Return the prompt token ids of a row, or its final record if it can't get an answer."""
+        if row.triple is None:
+            return GenerationRecord(row.id, row.file, row.offset, reason=row.reason, detail=row.detail)
         try:
-            prompt = self._renderer.prompt(self._renderer.chat(question.triple))
+            prompt_ids = self._renderer.prompt(self._renderer.chat(row.triple))
         except InputError as error:
-            return GenerationRecord(*place, reason="not_rendered", detail=str(error))
-        if len(prompt) >= self._engine.max_context:
-            detail = f"has {len(prompt)} tokens; the model reads {self._engine.max_context}, one of them for an answer"
-            return GenerationRecord(*place, prompt_tokens=len(prompt), reason="too_long", detail=detail)
-        return prompt
+            return GenerationRecord(row.id, row.file, row.offset, reason="not_rendered", detail=str(error))
+        max_context = self._engine.max_context
+        if len(prompt_ids) >= max_context:
+            detail = f"has {len(prompt_ids)} tokens, which leaves no room for an answer in the context of {max_context}"
+            return GenerationRecord(
+                row.id, row.file, row.offset, prompt_tokens=len(prompt_ids), reason="too_long", detail=detail
+            )
+        return prompt_ids
+
+    def _build_record(self, row: InputRow, prompt_ids: list[int], completion: Completion) -> GenerationRecord:
+        return GenerationRecord(
+            row.id,
+            row.file,
+            row.offset,
+            answer=str(self._renderer.tokenizer.decode(completion.token_ids, skip_special_tokens=True)),
+            finish_reason=completion.finish_reason,
+            prompt_tokens=len(prompt_ids),
+            completion_tokens=len(completion.token_ids),
+        )

@@ -1,5 +1,4 @@
-"""Before anything is trained: can this run be placed, does it fit into memory and disk, and does every node see its
-storage? What can't work is refused, with what would."""
+"""driver: checks before training that the run can be placed, fits into memory and disk, and reaches its storage."""
 
 import shutil
 from collections.abc import Sequence
@@ -15,79 +14,88 @@ from instruct_ray.training.capacity.placement import Node, describe_shortage, re
 
 
 def raise_if_failed(findings: Sequence[Finding]) -> None:
-    """
+    """Stop if a check failed.
+
     Raises:
-        InputError: something was refused; names all of it.
+        InputError: at least one finding is an error; the message names all of them.
     """
-    refused = [f"{finding.check}: {finding.message}" for finding in findings if finding.verdict == "error"]
-    if refused:
-        raise InputError("; ".join(refused))
+    errors = [f"{finding.check}: {finding.message}" for finding in findings if finding.verdict == "error"]
+    if errors:
+        raise InputError("; ".join(errors))
 
 
-def check_capacity(run: CheckInput) -> list[Finding]:
-    """Look at the cluster that this process is connected to."""
-    nodes, placed = wait_for_placement(run.train)
-    if not placed:
-        return [Finding("placement", "error", describe_shortage(nodes, run.train))]
+def check_capacity(inputs: CheckInput) -> list[Finding]:
+    """Check the cluster that this process is connected to."""
+    nodes, placement = wait_for_placement(inputs.train)
+    if not placement:
+        return [Finding("placement", "error", describe_shortage(nodes, inputs.train))]
+    storage = inputs.run_dir.parent
     try:
-        facts = probe_nodes(nodes, run.run.parent)
+        reports = probe_nodes(nodes, storage)
     except OSError as error:
-        return [Finding("storage", "error", f"run.storage: {run.run.parent} can't be written: {error.strerror}")]
-    used = [each for each in facts if each.node.id in placed and each.memory]
+        return [Finding("storage", "error", f"run.storage: {storage} can't be written: {error.strerror}")]
+    used = [report for report in reports if report.node.id in placement and report.memory]
     return [
-        _placement(run, nodes, placed),
-        _storage(run, facts),
-        *(check_memory(run, used, placed) if used else ()),
-        _disk(run),
-        _local_disk(run, used, placed),
+        _check_placement(inputs, nodes, placement),
+        _check_storage(inputs, reports),
+        *(check_memory(inputs, used, placement) if used else ()),
+        _check_disk(inputs),
+        _check_local_disk(inputs, used, placement),
     ]
 
 
-def _placement(run: CheckInput, nodes: Sequence[Node], placed: dict[str, int]) -> Finding:
-    train = run.train
-    others = required_cpus(train) - train.min_workers * train.cpus_per_worker
-    message = f"{train.min_workers} worker(s) on {len(placed)} of {len(nodes)} node(s), {others} CPU beside them"
+def _check_placement(inputs: CheckInput, nodes: Sequence[Node], placement: dict[str, int]) -> Finding:
+    train = inputs.train
+    other_cpus = required_cpus(train) - train.min_workers * train.cpus_per_worker
+    message = (
+        f"{train.min_workers} worker(s) on {len(placement)} of {len(nodes)} node(s), {other_cpus} CPU for other tasks"
+    )
     free = ray.available_resources()
     if free.get("CPU", 0) < required_cpus(train) or (train.use_gpu and free.get("GPU", 0) < train.min_workers):
-        return Finding("placement", "warning", f"{message}; other work holds what they need, they start when it ends")
+        return Finding("placement", "warning", f"{message}; other work uses these resources now, the run waits for it")
     return Finding("placement", "ok", message)
 
 
-def _storage(run: CheckInput, facts: Sequence[NodeReport]) -> Finding:
-    problems = [f"node {each.node.name} {each.problem}" for each in facts if each.problem]
+def _check_storage(inputs: CheckInput, reports: Sequence[NodeReport]) -> Finding:
+    problems = [f"node {report.node.name} {report.problem}" for report in reports if report.problem]
     if problems:
         return Finding("storage", "error", f"run.storage: {'; '.join(problems)}")
-    return Finding("storage", "ok", f"{run.run.parent} is written and read by all {len(facts)} node(s)")
+    return Finding("storage", "ok", f"all {len(reports)} node(s) can read and write {inputs.run_dir.parent}")
 
 
-def _disk(run: CheckInput) -> Finding:
-    """Retention deletes only behind the next one, and the model is written twice before it is in place."""
-    model_size = run.sizer.size_of(run.lora, run.train)
-    checkpoint, model = (
-        checkpoint_bytes(model_size, run.train),
-        model_bytes(model_size, run.train, is_adapter=run.lora is not None),
-    )
-    num = run.train.num_checkpoints + 1
-    taken = sum(path.stat().st_size for path in run.run.glob("train/checkpoint-*/**/*") if path.is_file())
-    needed = max(0, num * checkpoint - taken) + 2 * model
-    free = shutil.disk_usage(run.run.parent).free
+def _check_disk(inputs: CheckInput) -> Finding:
+    """Check the storage for one checkpoint more than are kept, and for two copies of the model.
+
+    Ray Train deletes an old checkpoint only once the next one is complete, and the model folder is assembled from the
+    exported weights.
+    """
+    train, storage = inputs.train, inputs.run_dir.parent
+    model_size = inputs.sizer.size_of(inputs.lora, train)
+    checkpoint = checkpoint_bytes(model_size, train)
+    model = model_bytes(model_size, train, is_adapter=inputs.lora is not None)
+    num_checkpoints = train.num_checkpoints + 1
+    existing = inputs.run_dir.glob("train/checkpoint-*/**/*")
+    existing_bytes = sum(path.stat().st_size for path in existing if path.is_file())
+    needed = max(0, num_checkpoints * checkpoint - existing_bytes) + 2 * model
+    free = shutil.disk_usage(storage).free
     message = (
-        f"{num} checkpoint(s) of {format_gib(checkpoint)} and a model of {format_gib(model)} take {format_gib(needed)} of the "
-        f"{format_gib(free)} free under {run.run.parent}"
+        f"{num_checkpoints} checkpoint(s) of {format_gib(checkpoint)} and a model of {format_gib(model)} need "
+        f"{format_gib(needed)}, {storage} has {format_gib(free)} free"
     )
     if needed > free:
-        return Finding("disk", "error", f"{message}; free some, or lower train.num_checkpoints")
+        return Finding("disk", "error", f"{message}; free some space, or lower train.num_checkpoints")
     return Finding("disk", "ok", message)
 
 
-def _local_disk(run: CheckInput, facts: Sequence[NodeReport], placed: dict[str, int]) -> Finding:
-    """Shards wait on the node's own disk until they have travelled."""
-    checkpoint = checkpoint_bytes(run.sizer.size_of(run.lora, run.train), run.train)
-    for each in facts:
-        needed = checkpoint * placed[each.node.id] // run.train.min_workers
-        if not each.problem and needed > each.local_disk:
-            message = f"node {each.node.name} has {format_gib(each.local_disk)} for Ray's files, its shards take {format_gib(needed)}"
-            return Finding("local disk", "error", f"{message}; start Ray there with a larger --temp-dir")
-    return Finding(
-        "local disk", "ok", f"a checkpoint's {format_gib(checkpoint)} fit beside Ray's files until they travel"
-    )
+def _check_local_disk(inputs: CheckInput, reports: Sequence[NodeReport], placement: dict[str, int]) -> Finding:
+    """Check the nodes' own disks, which hold the shards until they are moved to the storage."""
+    checkpoint = checkpoint_bytes(inputs.sizer.size_of(inputs.lora, inputs.train), inputs.train)
+    for report in reports:
+        needed = checkpoint * placement[report.node.id] // inputs.train.min_workers
+        if report.problem is None and needed > report.local_disk:
+            message = (
+                f"node {report.node.name} has {format_gib(report.local_disk)} free for Ray's files, the shards of its "
+                f"workers need {format_gib(needed)}; start Ray there with --temp-dir on a larger disk"
+            )
+            return Finding("local disk", "error", message)
+    return Finding("local disk", "ok", f"the shards of a checkpoint ({format_gib(checkpoint)} in all) fit on the nodes")

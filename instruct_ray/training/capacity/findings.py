@@ -1,4 +1,4 @@
-"""What the checks before a run look at, and what they find."""
+"""pure: what the checks before a run look at, and their findings."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +11,7 @@ from instruct_ray.training.capacity.model_sizer import ModelSizer
 
 @dataclass(frozen=True)
 class Finding:
-    """What one check found."""
+    """The result of one check."""
 
     check: str
     verdict: Literal["ok", "warning", "error"]
@@ -22,7 +22,7 @@ class Finding:
 class CheckInput:
     """What is to be trained, as far as the checks need it."""
 
-    run: Path
+    run_dir: Path
     """The run's folder, which holds its checkpoints."""
     lora: LoraConfig | None
     train: TrainConfig

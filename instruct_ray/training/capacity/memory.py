@@ -1,16 +1,16 @@
-"""Shapes of a model + how it is trained -> bytes: in the memory that computes (a GPU's, or without one the node's), in
-the node's memory beside a GPU, in a checkpoint. Pure.
+"""pure: estimates the memory of a rank and the size of a checkpoint, from the size of the model and the config.
 
-Per rank, with P parameters of which S are trained, b bytes each (2 in bf16, 4 in fp32) and W ranks:
+Device memory is a GPU's, or without GPUs the node's; host memory is the node's memory beside a GPU. Per rank, with P
+parameters of which S are trainable, b bytes each (2 in bf16, 4 in fp32) and W ranks:
 
-    weights     b P, at stage 3 b P / W and what is gathered at a time
-    gradients   b S, from stage 2 on b S / W, and DeepSpeed's bucket
-    optimizer   12 S: fp32 master weights and AdamW's two moments, from stage 1 on 12 S / W; 8 S in fp32 at stage 0
-    update      4 S more while the weights are updated (fp32 gradients), from stage 1 on 4 S / W; not in fp32 at stage 0
-    activations of one pack (activations.py); they are gone when the weights are updated
+    weights     b P; at stage 3 b P / W and the layers that are gathered at a time
+    gradients   b S; from stage 2 on b S / W; and DeepSpeed's bucket
+    optimizer   12 S: fp32 master weights and AdamW's two moments; from stage 1 on 12 S / W; in fp32 at stage 0 8 S
+    update      4 S more during the weight update (fp32 gradients); from stage 1 on 4 S / W; in fp32 at stage 0 none
+    activations of one pack (activations.py), which are freed before the weight update
 
-Rajbhandari et al. 2020, "ZeRO: Memory Optimizations Toward Training Trillion Parameter Models", section 5, and the
-buffers of DeepSpeed 0.19 (runtime/zero/stage_1_and_2.py, stage3.py).
+Source: Rajbhandari et al. 2020, "ZeRO: Memory Optimizations Toward Training Trillion Parameter Models", section 5, and
+the buffers of DeepSpeed 0.19 (runtime/zero/stage_1_and_2.py, stage3.py).
 """
 
 from dataclasses import dataclass
@@ -19,113 +19,121 @@ from instruct_ray.config.train import TrainConfig
 from instruct_ray.training.distributed.optimizer import uses_torch_optimizer
 
 GIB = 2**30
-BYTES = {"bf16": 2, "fp32": 4}
-# Of a parameter in NF4 with its scales quantized too: 4.127 bits (Dettmers et al. 2023, section 3).
+BYTES_PER_PARAMETER = {"bf16": 2, "fp32": 4}
+# A parameter in NF4 with quantized scales takes 4.127 bits (Dettmers et al. 2023, section 3).
 NF4_BYTES = 0.516
 # DeepSpeed's defaults, in elements: its bucket for reducing gradients, and what stage 3 keeps gathered.
 BUCKET_ELEMENTS = 500_000_000
 MAX_LIVE_ELEMENTS = 1_000_000_000
-# What a worker holds before it has a model: Python, torch, transformers, Ray, DeepSpeed. An assumption; the sum is held
-# against what workers take (tests/training/capacity/test_memory_measured.py).
+# A worker before it has a model: Python, torch, transformers, Ray, DeepSpeed. An assumption; the total is compared with
+# real workers in tests/training/capacity/test_memory_measured.py.
 PROCESS_BYTES = int(0.8 * GIB)
-# CUDA context, NCCL's buffers and cuBLAS' workspace. Not measured; usual figures.
+# CUDA context, NCCL's buffers and cuBLAS's workspace. Not measured; typical values.
 GPU_RESERVE_BYTES = int(1.5 * GIB)
 
 
 @dataclass(frozen=True)
 class ModelSize:
-    """What the figures depend on."""
+    """The sizes that memory depends on."""
 
     num_parameters: int
-    num_trained: int
+    num_trainable: int
     """Parameters that are trained."""
     activation_bytes: int
-    """Of one pack, at most."""
+    """Peak memory for computing one pack, besides weights and gradients."""
     num_quantized: int = 0
     """Frozen parameters that are kept in 4 bits."""
 
 
 @dataclass(frozen=True)
 class MemoryEstimate:
-    """Bytes of one rank, by what they are for."""
+    """Bytes of one rank, by purpose."""
 
     device: dict[str, int]
-    """Where it computes."""
+    """In the memory that computes."""
     host: dict[str, int]
-    """In the node's memory beside it."""
+    """In the node's memory, if the device is a GPU."""
     export: int
-    """In the memory of rank 0's node more than before: the model is gathered there, written and read back."""
+    """More in the memory of rank 0's node during the export: the model is gathered, written and read back there."""
 
     @property
     def device_total(self) -> int:
+        """Bytes of device memory."""
         return sum(self.device.values())
 
     @property
     def host_total(self) -> int:
+        """Bytes of host memory."""
         return sum(self.host.values())
 
 
-def estimate_memory(shapes: ModelSize, train: TrainConfig, world_size: int) -> MemoryEstimate:
-    """What each rank of a run holds at its tightest_node."""
-    size, stage = BYTES[train.precision], train.zero_stage
-    plain = shapes.num_parameters - shapes.num_quantized
-    optimizer = _optimizer_bytes(shapes, train) // (world_size if stage else 1)
-    update = 0 if uses_torch_optimizer(train) else 4 * shapes.num_trained // (world_size if stage else 1)
-    gradients = size * shapes.num_trained // (world_size if stage >= 2 else 1) + _bucket_bytes(train)
-    weights = (size * plain + int(NF4_BYTES * shapes.num_quantized)) // (world_size if stage == 3 else 1)
+def estimate_memory(size: ModelSize, train: TrainConfig, world_size: int) -> MemoryEstimate:
+    """Estimate the peak memory of each rank of a run."""
+    num_bytes, stage = BYTES_PER_PARAMETER[train.precision], train.zero_stage
+    num_unquantized = size.num_parameters - size.num_quantized
+    optimizer = _optimizer_bytes(size, train) // (world_size if stage else 1)
+    update = 0 if uses_torch_optimizer(train) else 4 * size.num_trainable // (world_size if stage else 1)
+    gradients = num_bytes * size.num_trainable // (world_size if stage >= 2 else 1) + _bucket_bytes(train)
+    weights = (num_bytes * num_unquantized + int(NF4_BYTES * size.num_quantized)) // (world_size if stage == 3 else 1)
     device = {"weights": weights, "gradients": gradients, "optimizer": optimizer}
     host = {"process": PROCESS_BYTES}
     if stage == 3:
-        device["gathered weights"] = size * min(shapes.num_parameters, MAX_LIVE_ELEMENTS)
+        device["gathered weights"] = num_bytes * min(size.num_parameters, MAX_LIVE_ELEMENTS)
     if train.offload.parameters:
         host["offloaded weights"] = device.pop("weights")
     if train.offload.optimizer:
-        # Its gradients live beside it all the time.
+        # Its fp32 gradients stay in host memory between updates.
         host["offloaded optimizer"] = device.pop("optimizer") + update
         update = 0
-    device["activations, or the update"] = max(shapes.activation_bytes, update)
+    device["activations or weight update"] = max(size.activation_bytes, update)
     if not train.use_gpu:
-        return MemoryEstimate(device | host, {}, _export_bytes(shapes, train))
+        return MemoryEstimate(device | host, {}, _export_bytes(size, train))
     device["CUDA and NCCL"] = GPU_RESERVE_BYTES
     if stage < 3:
-        # Weights are read into the node's memory first, and freed when the next things come.
-        host["weights while they are loaded"] = size * shapes.num_parameters
-    return MemoryEstimate(device, host, _export_bytes(shapes, train))
+        # Weights are first read into host memory, which the allocator reuses later.
+        host["weights while loading"] = num_bytes * size.num_parameters
+    return MemoryEstimate(device, host, _export_bytes(size, train))
 
 
-def checkpoint_bytes(shapes: ModelSize, train: TrainConfig) -> int:
-    """All ranks' shards of one checkpoint: what is trained (but at stage 3, where master weights stand for it), master
-    weights and moments. Tied embeddings that are frozen come on top: DeepSpeed leaves them in by their second name."""
-    weights = 0 if train.zero_stage == 3 else BYTES[train.precision] * shapes.num_trained
-    return weights + _optimizer_bytes(shapes, train)
+def checkpoint_bytes(size: ModelSize, train: TrainConfig) -> int:
+    """Size of a checkpoint, with the shards of all ranks.
+
+    It holds trained weights (at stage 3 only as master weights), master weights and moments. DeepSpeed also writes
+    frozen embeddings if they are tied, under their second name; they are not counted.
+    """
+    weights = 0 if train.zero_stage == 3 else BYTES_PER_PARAMETER[train.precision] * size.num_trainable
+    return weights + _optimizer_bytes(size, train)
 
 
-def model_bytes(shapes: ModelSize, train: TrainConfig, *, is_adapter: bool) -> int:
-    """The exported model or adapter."""
-    return BYTES[train.precision] * (shapes.num_trained if is_adapter else shapes.num_parameters)
+def model_bytes(size: ModelSize, train: TrainConfig, *, is_adapter: bool) -> int:
+    """Size of the exported model or adapter."""
+    return BYTES_PER_PARAMETER[train.precision] * (size.num_trainable if is_adapter else size.num_parameters)
 
 
-def _optimizer_bytes(shapes: ModelSize, train: TrainConfig) -> int:
-    return (8 if uses_torch_optimizer(train) else 12) * shapes.num_trained
+def format_gib(num_bytes: int) -> str:
+    """Format a number of bytes as GiB."""
+    return f"{num_bytes / GIB:.2f} GiB" if num_bytes < 10 * GIB else f"{num_bytes / GIB:.0f} GiB"
 
 
-def _export_bytes(shapes: ModelSize, train: TrainConfig) -> int:
-    read_back = BYTES[train.precision] * shapes.num_parameters
-    if train.use_gpu and train.zero_stage < 3:
-        # Where the weights lay while they were loaded.
-        read_back = 0
+def _optimizer_bytes(size: ModelSize, train: TrainConfig) -> int:
+    return (8 if uses_torch_optimizer(train) else 12) * size.num_trainable
+
+
+def _export_bytes(size: ModelSize, train: TrainConfig) -> int:
+    num_bytes = BYTES_PER_PARAMETER[train.precision]
+    # Read back into the memory that held the weights while loading, where there was such memory.
+    read_back = 0 if train.use_gpu and train.zero_stage < 3 else num_bytes * size.num_parameters
     is_copied = train.use_gpu or train.zero_stage == 3
-    return read_back + (BYTES[train.precision] * shapes.num_trained if is_copied else 0)
+    return read_back + (num_bytes * size.num_trainable if is_copied else 0)
 
 
 def _bucket_bytes(train: TrainConfig) -> int:
-    """Allocated whole, however small the model; on a GPU twice where reducing overlaps with the backward pass, at
-    stages 1 and 2. On a CPU it lies on pages that were used before, so that all of it is memory there as well."""
+    """Size of DeepSpeed's gradient buckets, which does not depend on the model.
+
+    There are two on a GPU at stages 1 and 2, where reducing overlaps with the backward pass. On a CPU a bucket uses
+    pages that were touched before, so all of it counts as memory.
+    """
     if train.zero_stage == 0:
         return 0
-    return BYTES[train.precision] * BUCKET_ELEMENTS * (2 if train.use_gpu and train.zero_stage < 3 else 1)
-
-
-def format_gib(size: int) -> str:
-    """Bytes in words."""
-    return f"{size / GIB:.2f} GiB" if size < 10 * GIB else f"{size / GIB:.0f} GiB"
+    num_buckets = 2 if train.use_gpu and train.zero_stage < 3 else 1
+    return num_buckets * BYTES_PER_PARAMETER[train.precision] * BUCKET_ELEMENTS

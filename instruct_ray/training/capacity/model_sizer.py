@@ -1,4 +1,4 @@
-"""Base and packs -> the shapes that memory depends on; no weights are loaded."""
+"""driver: computes the sizes that memory depends on, from the base model's config and the packs, without weights."""
 
 from typing import Any
 
@@ -16,55 +16,62 @@ from instruct_ray.training.model.padded import unpack_branches
 from instruct_ray.training.model.requirements import default_attn_implementation, packed_attn_implementation
 from instruct_ray.training.model.tree_mask import MaskLayout, PackTensors, tree_mask
 
-# Packs that are looked at, spread over the data set.
+# Packs whose shapes are read, spread evenly over the data.
 NUM_SAMPLES = 32
 
 
 class ModelSizer:
-    """Counts a run's shapes, for any way to train it."""
+    """Computes the sizes of a base model, for any way to train it on the packs of a run."""
 
-    def __init__(self, architecture: Any, implementation: str, pack: PackShape) -> None:
-        """`architecture` is transformers' configuration of the base, `pack` the largest one of the run."""
-        self._architecture, self._implementation, self._pack = architecture, implementation, pack
-        self._counted: dict[tuple[object, ...], ModelSize] = {}
+    def __init__(self, hf_config: Any, attn_implementation: str, largest_pack: PackShape) -> None:
+        self._hf_config, self._attn_implementation = hf_config, attn_implementation
+        self._largest_pack = largest_pack
+        self._sizes: dict[tuple[object, ...], ModelSize] = {}
 
     @classmethod
     def from_packs(
-        cls, architecture: Any, obstacle: str | None, dataset: PackedDataset, train: TrainConfig
+        cls, hf_config: Any, incompatibility: str | None, dataset: PackedDataset, train: TrainConfig
     ) -> "ModelSizer":
-        """For prepared packs; `obstacle` is why the base is trained padded, None if it is not."""
-        if obstacle is not None:
-            return cls(architecture, default_attn_implementation(architecture), _largest_padded(dataset))
-        implementation = packed_attn_implementation(architecture, torch.device("cuda" if train.use_gpu else "cpu"))
-        return cls(architecture, implementation, _largest_pack(architecture, implementation, dataset))
+        """For prepared packs; `incompatibility` is why training will be padded, None if it will be packed."""
+        if incompatibility is not None:
+            return cls(hf_config, default_attn_implementation(hf_config), _largest_padded_batch(dataset))
+        attn_implementation = _packed_attn_implementation(hf_config, train)
+        return cls(hf_config, attn_implementation, _largest_pack(hf_config, attn_implementation, dataset))
 
     @classmethod
-    def upper_bound(cls, architecture: Any, pack_tokens: int, train: TrainConfig) -> "ModelSizer":
-        """Before the packs are there: one of this length, in which every token is trained and sees all before it."""
-        implementation = packed_attn_implementation(architecture, torch.device("cuda" if train.use_gpu else "cpu"))
-        return cls(architecture, implementation, PackShape(1, pack_tokens, pack_tokens, pack_tokens))
+    def upper_bound(cls, hf_config: Any, pack_tokens: int, train: TrainConfig) -> "ModelSizer":
+        """For packs that are not prepared yet: all tokens are target tokens, and each sees all tokens before it."""
+        pack = PackShape(1, pack_tokens, pack_tokens, pack_tokens)
+        return cls(hf_config, _packed_attn_implementation(hf_config, train), pack)
 
     def size_of(self, lora: LoraConfig | None, train: TrainConfig) -> ModelSize:
-        """The shapes of one way."""
+        """Compute the sizes for training with this config; of `train`, precision and checkpointing matter."""
         key = (lora, train.precision, train.activation_checkpointing)
-        if key not in self._counted:
-            self._counted[key] = self._count(lora, train)
-        return self._counted[key]
+        if key not in self._sizes:
+            self._sizes[key] = self._compute(lora, train)
+        return self._sizes[key]
 
-    def _count(self, lora: LoraConfig | None, train: TrainConfig) -> ModelSize:
-        attention = countable_attention(self._implementation)
-        model = build_meta_model(self._architecture, lora, train, DTYPES[train.precision], attention)
-        sizes = [(each.numel(), each.requires_grad) for each in model.parameters()]
-        trained = sum(size for size, requires_grad in sizes if requires_grad)
-        quantized = frozen_linear(model) if lora is not None and lora.quantize else 0
-        return ModelSize(sum(size for size, _ in sizes), trained, peak_activation_bytes(model, self._pack), quantized)
+    def _compute(self, lora: LoraConfig | None, train: TrainConfig) -> ModelSize:
+        attention = countable_attention(self._attn_implementation)
+        model = build_meta_model(self._hf_config, lora, train, DTYPES[train.precision], attention)
+        parameters = list(model.parameters())
+        return ModelSize(
+            num_parameters=sum(parameter.numel() for parameter in parameters),
+            num_trainable=sum(parameter.numel() for parameter in parameters if parameter.requires_grad),
+            activation_bytes=peak_activation_bytes(model, self._largest_pack),
+            num_quantized=count_quantizable(model) if lora is not None and lora.quantize else 0,
+        )
 
 
-def frozen_linear(model: Any) -> int:
-    """Parameters of what bitsandbytes would quantize: the frozen linear layers, but for the output head."""
+def count_quantizable(model: Any) -> int:
+    """Parameters that bitsandbytes would quantize: those of frozen linear layers, except the output head."""
     head = model.get_output_embeddings()
-    layers = [each for each in model.modules() if isinstance(each, torch.nn.Linear) and each is not head]
-    return sum(each.weight.numel() for each in layers if not each.weight.requires_grad)
+    layers = [module for module in model.modules() if isinstance(module, torch.nn.Linear) and module is not head]
+    return sum(layer.weight.numel() for layer in layers if not layer.weight.requires_grad)
+
+
+def _packed_attn_implementation(hf_config: Any, train: TrainConfig) -> str:
+    return packed_attn_implementation(hf_config, torch.device("cuda" if train.use_gpu else "cpu"))
 
 
 def _samples(dataset: PackedDataset) -> list[Any]:
@@ -72,23 +79,23 @@ def _samples(dataset: PackedDataset) -> list[Any]:
     return dataset.take(spread.tolist())
 
 
-def _largest_pack(architecture: Any, implementation: str, dataset: PackedDataset) -> PackShape:
+def _largest_pack(hf_config: Any, attn_implementation: str, dataset: PackedDataset) -> PackShape:
     packs = _samples(dataset)
     length = max(len(pack["input_ids"]) for pack in packs)
     num_keys = length
-    if implementation == TREE_CHUNKS:
-        layout = MaskLayout.from_hf_config(architecture, implementation, torch.float32)
+    if attn_implementation == TREE_CHUNKS:
+        layout = MaskLayout.from_hf_config(hf_config, attn_implementation, torch.float32)
         num_keys = max(_num_keys(PackTensors.from_pack(pack, layout, torch.device("cpu"))) for pack in packs)
     return PackShape(1, length, max(1, int(dataset.num_target_tokens.max())), num_keys)
 
 
 def _num_keys(tensors: PackTensors) -> int:
-    """Most keys that a chunk of queries sees; a window only takes some away."""
+    """The largest number of keys that a chunk of queries sees; a sliding window could only make it smaller."""
     mask_TT = tree_mask(tensors.subtree_end_T, tensors.position_ids_T)[0, 0]
     return int(KeyChunks.from_mask(mask_TT).keys_NK.shape[1])
 
 
-def _largest_padded(dataset: PackedDataset) -> PackShape:
+def _largest_padded_batch(dataset: PackedDataset) -> PackShape:
     unpacked = [unpack_branches(pack) for pack in _samples(dataset)]
     sizes = [(len(branches), max(len(branch.input_ids) for branch in branches)) for branches in unpacked]
     num_rows, num_tokens = max(sizes, key=lambda size: size[0] * size[1])

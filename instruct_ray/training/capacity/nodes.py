@@ -1,11 +1,11 @@
-"""The cluster -> what its nodes have, and whether each sees the storage of the run."""
+"""driver: finds the nodes of the cluster, what they have, and whether each of them sees the storage of the run."""
 
 import shutil
 import subprocess
 import time
 import uuid
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,67 +16,73 @@ from ray.exceptions import GetTimeoutError, RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from instruct_ray.config.train import TrainConfig
+from instruct_ray.errors import last_line
 from instruct_ray.training.capacity.placement import DATA_CPUS, Node, plan_placement, worker_resources
 
-# A worker has to start on the node; a loaded one takes its time.
-ANSWER_SECONDS = 120.0
-# What one node writes, another may see later: NFS remembers for some seconds what was not there.
+# Starting a process on a loaded node takes a while.
+PROBE_TIMEOUT_SECONDS = 120.0
+# A file may become visible on other nodes later: NFS caches for some seconds that it was not there.
 VISIBLE_SECONDS = 10.0
 POLL_SECONDS = 0.5
 CGROUP_LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
+# The file that this process writes; each node writes one that is named by its id.
 DRIVER = "driver"
 
 
 @dataclass(frozen=True)
 class NodeReport:
-    """What a task on a node found, or why there was none."""
+    """What a task on a node found out."""
 
     node: Node
-    problem: str = ""
-    """Why the node can't take part; empty if it can."""
+    problem: str | None = None
+    """Why the node can't be used; None if it can."""
     memory: int = 0
-    """Bytes of memory that the node, or the container it is, may use."""
+    """Bytes of memory that the node, or the container it is, may use; 0 if it did not answer."""
     gpu_memory: tuple[int, ...] = ()
-    """Bytes of each GPU; empty if none, or if the node can't tell."""
+    """Bytes of each GPU; empty if there is none, or if its memory is unknown."""
     local_disk: int = 0
-    """Free bytes where its workers put shards before they travel."""
+    """Free bytes where its workers write shards before they are moved to the storage."""
 
 
 def list_alive_nodes() -> list[Node]:
     """The nodes of the cluster that this process is connected to."""
     return [
         Node(
-            each["NodeID"],
-            each["NodeName"],
-            float(each["Resources"].get("CPU", 0)),
-            float(each["Resources"].get("GPU", 0)),
+            node["NodeID"],
+            node["NodeName"],
+            float(node["Resources"].get("CPU", 0)),
+            float(node["Resources"].get("GPU", 0)),
         )
-        for each in ray.nodes()
-        if each["Alive"]
+        for node in ray.nodes()
+        if node["Alive"]
     ]
 
 
 def wait_for_placement(train: TrainConfig) -> tuple[list[Node], dict[str, int]]:
-    """(nodes, workers on each), waiting up to `train.wait_for_nodes` seconds for an autoscaler to bring what is
-    missing; no placement if it did not."""
+    """(nodes, number of workers on each), as `plan_placement` places them; no workers if they don't fit.
+
+    Waits up to `train.wait_for_nodes` seconds for an autoscaler to add the missing nodes.
+    """
     deadline = time.monotonic() + train.wait_for_nodes
     nodes = list_alive_nodes()
-    if (placed := plan_placement(nodes, train)) or not train.wait_for_nodes:
-        return nodes, placed
+    if (placement := plan_placement(nodes, train)) or not train.wait_for_nodes:
+        return nodes, placement
     request_resources(bundles=[*[worker_resources(train)] * train.min_workers, {"CPU": DATA_CPUS}])
     try:
-        while not placed and time.monotonic() < deadline:
+        while not placement and time.monotonic() < deadline:
             time.sleep(POLL_SECONDS)
             nodes = list_alive_nodes()
-            placed = plan_placement(nodes, train)
+            placement = plan_placement(nodes, train)
     finally:
-        # The run's own workers ask from here on.
+        # From now on the run's own workers request the resources.
         request_resources(bundles=[])
-    return nodes, placed
+    return nodes, placement
 
 
 def probe_nodes(nodes: Sequence[Node], storage: Path) -> list[NodeReport]:
-    """Ask every node at once; a token in `storage` is written and read on both sides.
+    """Run a task on every node, in parallel, which reports its resources and tests the storage.
+
+    This process and each node write a file to `storage`, and each reads the other's.
 
     Raises:
         OSError: this process can't write to the storage.
@@ -85,57 +91,56 @@ def probe_nodes(nodes: Sequence[Node], storage: Path) -> list[NodeReport]:
     folder.mkdir(parents=True)
     try:
         (folder / DRIVER).write_text(folder.name)
-        answers = [
-            _probe.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node.id, soft=False)).remote(
-                str(folder), node.id
-            )
+        tasks = [
+            _probe.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node.id, soft=False)).remote(folder, node)
             for node in nodes
         ]
-        ray.wait(answers, num_returns=len(answers), timeout=ANSWER_SECONDS)
-        return [_node_report(node, answer, folder) for node, answer in zip(nodes, answers, strict=True)]
+        ray.wait(tasks, num_returns=len(tasks), timeout=PROBE_TIMEOUT_SECONDS)
+        return [_collect_report(node, task, folder) for node, task in zip(nodes, tasks, strict=True)]
     finally:
         shutil.rmtree(folder)
 
 
-def _node_report(node: Node, answer: Any, folder: Path) -> NodeReport:
+def _collect_report(node: Node, task: Any, folder: Path) -> NodeReport:
     try:
-        seen, found = ray.get(answer, timeout=0)
+        report: NodeReport = ray.get(task, timeout=0)
     except GetTimeoutError:
-        return NodeReport(node, f"did not answer within {ANSWER_SECONDS:.0f} s")
+        return NodeReport(node, f"did not answer within {PROBE_TIMEOUT_SECONDS:.0f} s")
     except RayError as error:
-        return NodeReport(node, f"failed: {str(error).strip().splitlines()[-1]}")
-    if seen:
-        return NodeReport(node, seen, **found)
-    if _read(folder / node.id) != node.id:
-        return NodeReport(
-            node, f"writes to {folder.parent}, which is not the folder that this machine sees there", **found
-        )
-    return NodeReport(node, **found)
+        return NodeReport(node, f"failed: {last_line(error)}")
+    if report.problem is None and _read_once_visible(folder / node.id) != node.id:
+        return replace(report, problem=f"writes to another {folder.parent} than this machine; it must be shared")
+    return report
 
 
 @ray.remote(num_cpus=0, max_retries=0)  # type: ignore[untyped-decorator]
-def _probe(folder: str, node_id: str) -> tuple[str, dict[str, Any]]:
-    """(what is wrong with the storage, facts), as found on the node that runs this."""
-    found = {"memory": node_memory(), "gpu_memory": gpu_memory(), "local_disk": shutil.disk_usage(Path.cwd()).free}
-    place = Path(folder)
-    if _read(place / DRIVER) != place.name:
-        return (
-            f"does not see what this machine writes to {place.parent}; it must be shared (NFS, EFS, …)",
-            found,
-        )
+def _probe(folder: Path, node: Node) -> NodeReport:
+    """Report the resources of the node that runs this task, and test the storage."""
+    return NodeReport(
+        node,
+        problem=_test_storage(folder, node.id),
+        memory=node_memory(),
+        gpu_memory=gpu_memory(),
+        local_disk=shutil.disk_usage(Path.cwd()).free,
+    )
+
+
+def _test_storage(folder: Path, node_id: str) -> str | None:
+    if _read_once_visible(folder / DRIVER) != folder.name:
+        return f"does not see what this machine writes to {folder.parent}; it must be shared (NFS, EFS, …)"
     try:
-        (place / node_id).write_text(node_id)
+        (folder / node_id).write_text(node_id)
     except OSError as error:
-        return f"can't write to {place.parent}: {error.strerror}", found
-    return "", found
+        return f"can't write to {folder.parent}: {error.strerror}"
+    return None
 
 
-def _read(path: Path) -> str:
-    """A file's text, once it is there; empty if it never is."""
+def _read_once_visible(path: Path) -> str | None:
+    """Read a file as soon as it is visible; None if it does not appear."""
     deadline = time.monotonic() + VISIBLE_SECONDS
     while not path.is_file():
         if time.monotonic() > deadline:
-            return ""
+            return None
         time.sleep(POLL_SECONDS)
     return path.read_text()
 
@@ -148,9 +153,9 @@ def node_memory() -> int:
 
 
 def gpu_memory() -> tuple[int, ...]:
-    """Bytes of each NVIDIA GPU of this machine, whoever holds it; empty where no driver tells."""
+    """Bytes of each NVIDIA GPU of this machine, used or free; empty if there is none, or if its memory is unknown."""
     if not shutil.which("nvidia-smi"):
         return ()
     command = ["nvidia-smi", "--query-gpu=memory.total", "--format=csv,noheader,nounits"]
-    done = subprocess.run(command, capture_output=True, text=True)
-    return tuple(int(line) * 2**20 for line in done.stdout.split()) if done.returncode == 0 else ()
+    result = subprocess.run(command, capture_output=True, text=True)
+    return tuple(int(line) * 2**20 for line in result.stdout.split()) if result.returncode == 0 else ()

@@ -1,4 +1,4 @@
-"""Workers and nodes -> which node holds how many, or why they can't be placed. Pure."""
+"""pure: plans which nodes can hold the workers of a run, and explains what is missing if they don't fit."""
 
 import math
 from collections.abc import Sequence
@@ -6,13 +6,13 @@ from dataclasses import dataclass
 
 from instruct_ray.config.train import TrainConfig
 
-# For Ray Data beside the workers: without a free CPU it never delivers a pack, and the run waits for ever.
+# For Ray Data, besides the workers: without a free CPU it never delivers a pack, and the run hangs.
 DATA_CPUS = 1
 
 
 @dataclass(frozen=True)
 class Node:
-    """An alive node and all that Ray counts on it, taken or not."""
+    """A node that is alive, with all its resources in Ray, used or free."""
 
     id: str
     name: str
@@ -21,42 +21,45 @@ class Node:
 
 
 def worker_resources(train: TrainConfig) -> dict[str, float]:
-    """The resources of one worker."""
+    """The Ray resources of one worker."""
     return {"CPU": float(train.cpus_per_worker)} | ({"GPU": 1.0} if train.use_gpu else {})
 
 
 def required_cpus(train: TrainConfig) -> int:
-    """CPUs that a run of the fewest workers takes in all."""
+    """CPUs that a run needs in all, with as few workers as it may have."""
     validation = 0 if train.validation is None else math.ceil(train.validation.num_cpus)
     return train.min_workers * train.cpus_per_worker + DATA_CPUS + validation
 
 
 def plan_placement(nodes: Sequence[Node], train: TrainConfig) -> dict[str, int]:
-    """The fewest workers of a run on each node, by its id, on as few nodes as can be, as Ray does; empty if they don't
-    fit."""
-    left, placed = train.min_workers, {}
-    for node in sorted(nodes, key=lambda node: -_capacity(node, train)):
-        if num := min(left, _capacity(node, train)):
-            placed[node.id] = num
-            left -= num
-    return {} if left or sum(node.cpus for node in nodes) < required_cpus(train) else placed
+    """The number of workers on each node, by node id, with as few workers as the run may have.
+
+    Like Ray, it uses as few nodes as possible. Empty if the workers don't fit.
+    """
+    num_left, placement = train.min_workers, {}
+    for node in sorted(nodes, key=lambda node: -_num_workers(node, train)):
+        if num_workers := min(num_left, _num_workers(node, train)):
+            placement[node.id] = num_workers
+            num_left -= num_workers
+    return {} if num_left or sum(node.cpus for node in nodes) < required_cpus(train) else placement
 
 
 def describe_shortage(nodes: Sequence[Node], train: TrainConfig) -> str:
-    """What is needed, what is there and what would help, for workers that can't be placed."""
+    """Explain why workers can't be placed: what they need, what there is, and what would help."""
     cpus, gpus = sum(node.cpus for node in nodes), sum(node.gpus for node in nodes)
-    workers = train.min_workers * train.cpus_per_worker
-    others = "Ray Data" if train.validation is None else "Ray Data and validation"
-    each = f"{train.cpus_per_worker} CPU{' and 1 GPU' if train.use_gpu else ''}"
-    there = f"{len(nodes)} node(s) with {cpus:g} CPUs and {gpus:g} GPUs"
-    needed = f"{train.min_workers} worker(s) of {each} beside {required_cpus(train) - workers} CPU for {others}"
-    most = sum(_capacity(node, train) for node in nodes)
-    while most and cpus < most * train.cpus_per_worker + required_cpus(train) - workers:
-        most -= 1
-    advice = f"train.num_workers={most}" if most else "fewer train.cpus_per_worker"
-    return f"{needed} can't be placed on {there}; take {advice}, or add nodes (see train.wait_for_nodes)"
+    other_cpus = required_cpus(train) - train.min_workers * train.cpus_per_worker
+    other_tasks = "Ray Data" if train.validation is None else "Ray Data and validation"
+    worker = f"{train.cpus_per_worker} CPU{' and 1 GPU' if train.use_gpu else ''}"
+    needed = f"{train.min_workers} worker(s) of {worker} plus {other_cpus} CPU for {other_tasks}"
+    available = f"{len(nodes)} node(s) with {cpus:g} CPUs and {gpus:g} GPUs"
+    num_fitting = sum(_num_workers(node, train) for node in nodes)
+    while num_fitting and cpus < num_fitting * train.cpus_per_worker + other_cpus:
+        num_fitting -= 1
+    advice = f"set train.num_workers={num_fitting}" if num_fitting else "lower train.cpus_per_worker"
+    return f"{needed} can't be placed on {available}; {advice}, or add nodes (see train.wait_for_nodes)"
 
 
-def _capacity(node: Node, train: TrainConfig) -> int:
-    by_cpus = int(node.cpus // train.cpus_per_worker)
-    return min(by_cpus, int(node.gpus)) if train.use_gpu else by_cpus
+def _num_workers(node: Node, train: TrainConfig) -> int:
+    """Workers that fit on a node."""
+    num_by_cpus = int(node.cpus // train.cpus_per_worker)
+    return min(num_by_cpus, int(node.gpus)) if train.use_gpu else num_by_cpus

@@ -1,4 +1,4 @@
-"""Engine <-> checkpoints: saved without stopping the step, restored from the newest one that is whole."""
+"""worker, all ranks: saves checkpoints while training goes on, and restores the newest one that is intact."""
 
 import hashlib
 import shutil
@@ -24,99 +24,97 @@ from instruct_ray.training.checkpoint.manifest import (
 )
 from instruct_ray.training.checkpoint.recovery import no_usable_checkpoint_error
 from instruct_ray.training.checkpoint.reshard import convert_to_universal
-from instruct_ray.training.distributed.collectives import broadcast_object
+from instruct_ray.training.distributed.collectives import broadcast_object, gather_objects
 from instruct_ray.training.distributed.engine import DeepSpeedEngine
 
-# Among the checkpoints, while one is converted.
-UNIVERSAL = ".universal"
+# Beside the checkpoints: holds a converted one until it is loaded.
+UNIVERSAL_DIR = ".universal"
 
 
 @dataclass(frozen=True)
 class ResumePoint:
-    """Where a run continues."""
+    """Where a run resumes."""
 
     step: int = 0
-    """Steps done."""
+    """Number of steps that are done."""
     folder: Path | None = None
-    """The checkpoint; None at the beginning."""
+    """The checkpoint to load; None if training starts from the beginning."""
     is_universal: bool = False
-    """Whether it was written by another number of ranks, and converted for any."""
+    """Whether `folder` is a universal checkpoint, converted because another number of ranks wrote it."""
     corrupted: tuple[str, ...] = ()
-    """What is wrong with newer ones."""
+    """What is wrong with newer checkpoints."""
 
 
 @dataclass(frozen=True)
 class SaveResult:
-    """What became of a checkpoint."""
+    """The result of saving a checkpoint."""
 
     folder: Path | None
-    """Where it will be once all ranks have signed for it; None if there is none."""
-    problem: str = ""
-    """Why there is none. Training can go on without: the one before stays."""
+    """The checkpoint once all ranks have committed it; None if it could not be saved."""
+    problem: str | None = None
+    """Why it could not be saved. Training can go on without it: the previous checkpoint is intact."""
 
 
 class Checkpointer:
-    """Keeps the checkpoints of one rank; all ranks make the same calls, on the process group that Ray made."""
+    """Saves and restores one rank's part of the checkpoints; all ranks make the same calls."""
 
     def __init__(
-        self, checkpoints: Path, contract_digest: str, rank: int, world_size: int, device: torch.device
+        self, checkpoint_dir: Path, contract_digest: str, rank: int, world_size: int, device: torch.device
     ) -> None:
-        self._checkpoints, self._contract_digest, self._device = checkpoints, contract_digest, device
+        self._checkpoint_dir, self._contract_digest, self._device = checkpoint_dir, contract_digest, device
         self._rank, self._world_size = rank, world_size
         self._attempt = str(broadcast_object(uuid.uuid4().hex[:8], device))
-        self._universal = checkpoints / UNIVERSAL
-        # On this node's disk, in Ray's folder there: other runs may have ranks on the node.
-        name = hashlib.sha256(str(checkpoints).encode()).hexdigest()[:12]
+        self._universal = checkpoint_dir / UNIVERSAL_DIR
+        # On this node's disk, in Ray's folder there. The name is unique: other runs may have ranks on the same node.
+        name = hashlib.sha256(str(checkpoint_dir).encode()).hexdigest()[:12]
         self._local = Path.cwd() / f"shards-{name}-{rank}"
         shutil.rmtree(self._local, ignore_errors=True)
 
     def find_resume_point(self, zero_stage: int) -> ResumePoint:
-        """The newest checkpoint that is whole, converted if another number of ranks wrote it.
+        """Find the newest intact checkpoint, and convert it if another number of ranks wrote it.
 
         Raises:
-            InputError: it was trained on other tokens than the packs hold, or there are some and none is whole.
+            InputError: it was trained on packs of another contract, or there are checkpoints and none is intact.
             RuntimeError: it can't be converted.
         """
         corrupted: list[str] = []
-        for folder in broadcast_object(find_committed(self._checkpoints), self._device):
-            found: list[str] = [""] * self._world_size
-            dist.all_gather_object(found, find_corruption(folder, self._rank, self._world_size))
-            if problem := next(filter(None, found), ""):
+        for folder in broadcast_object(find_committed(self._checkpoint_dir), self._device):
+            if problem := self._find_corruption(folder):
                 corrupted.append(problem)
                 continue
-            signature = load_manifest(folder)
-            self._check_contract(folder, signature)
-            # Without sharding every rank's state is the same.
-            is_universal = signature.world_size != self._world_size and zero_stage > 0
+            manifest = load_manifest(folder)
+            self._check_contract(folder, manifest)
+            # Without sharding every rank has the same state, so any number of ranks can load it.
+            is_universal = manifest.world_size != self._world_size and zero_stage > 0
             if is_universal:
-                self._convert(folder, signature.tag)
+                self._convert(folder, manifest.tag)
             return ResumePoint(
-                signature.step, self._universal if is_universal else folder, is_universal, tuple(corrupted)
+                manifest.step, self._universal if is_universal else folder, is_universal, tuple(corrupted)
             )
         if corrupted:
-            raise no_usable_checkpoint_error(self._checkpoints, corrupted)
+            raise no_usable_checkpoint_error(self._checkpoint_dir, corrupted)
         return ResumePoint()
 
-    def restore(self, engine: DeepSpeedEngine, start: ResumePoint) -> None:
-        """Load the checkpoint into an engine made for it."""
-        if start.folder is None:
+    def restore(self, engine: DeepSpeedEngine, resume_point: ResumePoint) -> None:
+        """Load the checkpoint of a resume point, if it has one, into an engine that was built for it."""
+        if resume_point.folder is None:
             return
-        engine.load(start.folder, step_tag(start.step))
+        engine.load(resume_point.folder, step_tag(resume_point.step))
         dist.barrier()
-        if start.is_universal and self._rank == 0:
+        if resume_point.is_universal and self._rank == 0:
             shutil.rmtree(self._universal)
 
     def save(self, engine: DeepSpeedEngine, step: int, metrics: dict[str, float]) -> SaveResult:
-        """Write this rank's shards to its own disk; they travel and are signed for beside the steps that follow."""
+        """Write this rank's shards to its local disk; they are moved and committed while the next steps run."""
         name = checkpoint_dir_name(step, self._attempt)
         shards = self._local / step_tag(step)
         engine.save(shards, step_tag(step))
-        if shortage := self._shortage(shards):
+        if shortage := self._find_shortage(shards):
             shutil.rmtree(shards)
             return SaveResult(None, f"no checkpoint at step {step}: {shortage}")
 
         def upload(local: ray.train.Checkpoint, name: str) -> ray.train.Checkpoint:
-            folder = self._checkpoints / name
+            folder = self._checkpoint_dir / name
             commit_shards(Path(local.path), folder, step, self._rank, self._world_size, self._contract_digest)
             return ray.train.Checkpoint.from_directory(folder)
 
@@ -127,28 +125,33 @@ class Checkpointer:
             checkpoint_upload_mode=CheckpointUploadMode.ASYNC,
             checkpoint_upload_fn=upload,
         )
-        return SaveResult(self._checkpoints / name)
+        return SaveResult(self._checkpoint_dir / name)
 
-    def _shortage(self, shards: Path) -> str:
-        """What the shards of all ranks need and the storage has not, the same on every rank; empty if it has."""
+    def _find_corruption(self, folder: Path) -> str | None:
+        """The first problem that a rank finds, the same on every rank."""
+        problems = gather_objects(find_corruption(folder, self._rank, self._world_size))
+        return next((problem for problem in problems if problem is not None), None)
+
+    def _find_shortage(self, shards: Path) -> str | None:
+        """Why the storage has no room for the shards of all ranks, the same on every rank; None if it has."""
         num_bytes = sum(path.stat().st_size for path in shards.rglob("*") if path.is_file())
-        # Negative, so that one maximum finds the smallest.
-        found = torch.tensor([num_bytes, -shutil.disk_usage(self._checkpoints).free], device=self._device)
-        dist.all_reduce(found[:1])
-        dist.all_reduce(found[1:], op=dist.ReduceOp.MAX)
-        needed, free = int(found[0]), -int(found[1])
-        return "" if needed <= free else disk_full_message(self._checkpoints, needed, free)
+        # The free space is negated, so that the maximum over the ranks finds the smallest.
+        sizes = torch.tensor([num_bytes, -shutil.disk_usage(self._checkpoint_dir).free], device=self._device)
+        dist.all_reduce(sizes[:1])
+        dist.all_reduce(sizes[1:], op=dist.ReduceOp.MAX)
+        needed, free = int(sizes[0]), -int(sizes[1])
+        return None if needed <= free else disk_full_message(self._checkpoint_dir, needed, free)
 
-    def _check_contract(self, folder: Path, signature: ShardManifest) -> None:
-        if signature.contract_digest != self._contract_digest:
+    def _check_contract(self, folder: Path, manifest: ShardManifest) -> None:
+        if manifest.contract_digest != self._contract_digest:
             raise InputError(
-                f"{folder} follows contract {signature.contract_digest[:12]}, the packs "
-                f"{self._contract_digest[:12]}; take another run.name"
+                f"{folder} follows contract {manifest.contract_digest[:12]}, the packs follow contract "
+                f"{self._contract_digest[:12]}; use another run.name"
             )
 
     def _convert(self, folder: Path, tag: str) -> None:
-        """One rank converts, all learn how it went."""
-        problem = ""
+        """Convert a checkpoint on rank 0; all ranks raise if that fails."""
+        problem = None
         if self._rank == 0:
             try:
                 convert_to_universal(folder, tag, self._universal)

@@ -1,26 +1,26 @@
-"""Committed checkpoints: every rank puts its shards in place, then signs for them.
+"""worker, all ranks: commits the shards of a checkpoint. Every rank moves its files, then writes a shard manifest.
 
-What not all ranks have signed for is no checkpoint, and what differs from what was signed is never loaded. Ray Train's
-own commit copies file by file and later asks only whether the folder exists.
+A checkpoint without the manifests of all ranks is not committed, and a file that differs from its manifest is never
+loaded. (Ray Train's own commit copies file by file, and later checks only that the folder exists.) The driver and the
+validation task read the manifests.
 """
 
 import errno
-import hashlib
 import os
 import shutil
 from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict
 
-from instruct_ray.files import atomic_write_text
+from instruct_ray.files import atomic_write_text, sha256_file
 
-BLOCK_BYTES = 4 * 2**20
-# A disk, a quota or a file system that takes no more.
-FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+MANIFEST_PATTERN = "manifest-*.json"
+# Errors of a full disk, an exceeded quota, and a file that is too large for its file system.
+DISK_FULL_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 class ShardFile(BaseModel):
-    """What a file held when it was signed for."""
+    """Size and digest of one file of a checkpoint."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -29,7 +29,7 @@ class ShardFile(BaseModel):
 
 
 class ShardManifest(BaseModel):
-    """One rank's word that its shards are in place; `signature-RANK.json`, written last."""
+    """The files that one rank has written to a checkpoint; `manifest-RANK.json`, written last."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -38,6 +38,7 @@ class ShardManifest(BaseModel):
     world_size: int
     contract_digest: str
     files: dict[str, ShardFile]
+    """By path within the checkpoint."""
 
     @property
     def tag(self) -> str:
@@ -46,106 +47,108 @@ class ShardManifest(BaseModel):
 
 
 def step_tag(step: int) -> str:
-    """DeepSpeed's name for a checkpoint."""
+    """DeepSpeed's name for the state after a step."""
     return f"step-{step:07d}"
 
 
 def checkpoint_dir_name(step: int, attempt: str) -> str:
-    """The folder of a checkpoint. No two attempts at a run share one, so what a killed one left is never mixed in."""
+    """The name of a checkpoint's folder. It differs between attempts, so a killed attempt leaves no files in it."""
     return f"checkpoint-{step:07d}-{attempt}"
 
 
 def commit_shards(shards: Path, folder: Path, step: int, rank: int, world_size: int, contract_digest: str) -> None:
-    """Move a rank's files into the checkpoint's folder and sign for them. Runs beside the training thread.
+    """Move a rank's files into the checkpoint's folder and write its manifest. Runs in a thread beside training.
 
     Raises:
-        OSError: they can't be written; a full disk says what is needed, and none of them stays on it.
+        OSError: they can't be written. If the disk is full, the message gives the space needed, and this rank's files
+            are removed from it.
     """
     paths = sorted(path for path in shards.rglob("*") if path.is_file())
     needed = sum(path.stat().st_size for path in paths)
     try:
         files = {str(path.relative_to(shards)): _move(path, folder / path.relative_to(shards)) for path in paths}
-        signature = ShardManifest(
+        manifest = ShardManifest(
             step=step, rank=rank, world_size=world_size, contract_digest=contract_digest, files=files
         )
-        atomic_write_text(folder / f"signature-{rank:05d}.json", signature.model_dump_json(indent=2) + "\n")
+        atomic_write_text(_manifest_file(folder, rank), manifest.model_dump_json(indent=2) + "\n")
     except OSError as error:
-        if error.errno not in FULL:
+        if error.errno not in DISK_FULL_ERRORS:
             raise
         for path in paths:
             (folder / path.relative_to(shards)).unlink(missing_ok=True)
-        text = disk_full_message(folder.parent, needed, shutil.disk_usage(folder.parent).free)
-        raise OSError(error.errno, text) from error
+        message = disk_full_message(folder.parent, needed, shutil.disk_usage(folder.parent).free)
+        raise OSError(error.errno, message) from error
 
 
 def disk_full_message(folder: Path, needed: int, free: int) -> str:
-    """What is said of a disk without room, in bytes."""
+    """The message for a disk without room for a checkpoint; both sizes are in bytes."""
     return (
-        f"{folder}: the disk is full: {needed / 2**20:,.1f} MiB needed, {free / 2**20:,.1f} MiB free; make room, or "
-        "lower train.num_checkpoints; the checkpoint before is untouched"
+        f"{folder}: the disk is full: {needed / 2**20:,.1f} MiB needed, {free / 2**20:,.1f} MiB free; free some space, "
+        "or lower train.num_checkpoints; the previous checkpoint is intact"
     )
 
 
-def _move(path: Path, target: Path) -> ShardFile:
-    target.parent.mkdir(parents=True, exist_ok=True)
-    shard = ShardFile(size=path.stat().st_size, sha256=_sha256(path))
-    shutil.move(path, target)
-    _to_disk(target)
-    return shard
+def find_committed(checkpoint_dir: Path) -> list[Path]:
+    """The committed checkpoints in a folder, newest first."""
+    return [path for path in sorted(checkpoint_dir.glob("checkpoint-*"), reverse=True) if is_committed(path)]
 
 
-def find_committed(train: Path) -> list[Path]:
-    """Checkpoints that all ranks have signed for, newest first."""
-    return [path for path in sorted(train.glob("checkpoint-*"), reverse=True) if is_committed(path)]
+def is_committed(checkpoint: Path) -> bool:
+    """Whether the manifests of all ranks are there."""
+    first = try_load_manifest(_manifest_file(checkpoint, 0))
+    if first is None:
+        return False
+    return all(try_load_manifest(_manifest_file(checkpoint, rank)) for rank in range(first.world_size))
 
 
-def load_manifest(folder: Path, rank: int = 0) -> ShardManifest:
-    """A rank's signature.
+def load_manifest(checkpoint: Path, rank: int = 0) -> ShardManifest:
+    """Load the manifest of a rank.
 
     Raises:
         OSError: there is none.
-        ValueError: it is none.
+        ValueError: it is corrupted.
     """
-    return ShardManifest.model_validate_json((folder / f"signature-{rank:05d}.json").read_text())
+    return ShardManifest.model_validate_json(_manifest_file(checkpoint, rank).read_text())
 
 
-def find_corruption(folder: Path, rank: int, num_ranks: int) -> str:
-    """The first file that is not what was signed for, and how; empty if all are. Of `num_ranks` that look, each takes
-    its share."""
-    for signed in range(rank, load_manifest(folder).world_size, num_ranks):
-        for name, shard in load_manifest(folder, signed).files.items():
-            path = folder / name
-            if not path.is_file():
-                return f"{path} is missing"
-            if path.stat().st_size != shard.size:
-                return f"{path} has {path.stat().st_size} bytes, not {shard.size}"
-            if _sha256(path) != shard.sha256:
-                return f"{path} holds other bytes than were written"
-    return ""
-
-
-def is_committed(folder: Path) -> bool:
-    """Whether all ranks have signed for it."""
-    first = _read(folder / "signature-00000.json")
-    return first is not None and all(_read(folder / f"signature-{r:05d}.json") for r in range(first.world_size))
-
-
-def _read(path: Path) -> ShardManifest | None:
+def try_load_manifest(path: Path) -> ShardManifest | None:
+    """Load a manifest by its path; None if it is missing or corrupted."""
     try:
         return ShardManifest.model_validate_json(path.read_text())
     except (OSError, ValueError):
         return None
 
 
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(BLOCK_BYTES):
-            digest.update(block)
-    return digest.hexdigest()
+def find_corruption(checkpoint: Path, rank: int, num_ranks: int) -> str | None:
+    """Describe the first file of a checkpoint that differs from its manifest; None if no file does.
+
+    The work is divided over `num_ranks` ranks: each checks the shards of some of the ranks that wrote the checkpoint.
+    """
+    for writer in range(rank, load_manifest(checkpoint).world_size, num_ranks):
+        for name, shard in load_manifest(checkpoint, writer).files.items():
+            path = checkpoint / name
+            if not path.is_file():
+                return f"{path} is missing"
+            if path.stat().st_size != shard.size:
+                return f"{path} has {path.stat().st_size} bytes, not {shard.size}"
+            if sha256_file(path) != shard.sha256:
+                return f"{path} holds other bytes than were written"
+    return None
 
 
-def _to_disk(path: Path) -> None:
+def _manifest_file(checkpoint: Path, rank: int) -> Path:
+    return checkpoint / f"manifest-{rank:05d}.json"
+
+
+def _move(path: Path, target: Path) -> ShardFile:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    shard = ShardFile(size=path.stat().st_size, sha256=sha256_file(path))
+    shutil.move(path, target)
+    _sync_to_disk(target)
+    return shard
+
+
+def _sync_to_disk(path: Path) -> None:
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

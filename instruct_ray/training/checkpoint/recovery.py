@@ -1,96 +1,124 @@
-"""driver: what a killed attempt left among the checkpoints, before Ray Train opens their folder and after the run."""
+"""driver: cleans up the checkpoint folder, before Ray Train opens it after a crash and at the end of a run."""
 
 import json
 import shutil
 from collections.abc import Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import ray
 
 from instruct_ray.errors import InputError
-from instruct_ray.training.checkpoint.manifest import _read, find_committed
+from instruct_ray.training.checkpoint.manifest import MANIFEST_PATTERN, find_committed, try_load_manifest
 
+# Ray Train's own list of the checkpoints that it keeps.
 RAY_SNAPSHOT = "checkpoint_manager_snapshot.json"
+UNUSABLE_SUFFIX = ".unusable"
 
 
-def recover_checkpoint_dir(train: Path) -> list[str]:
-    """Before Ray Train opens the folder of an earlier attempt: remove what was never committed, and set aside a
-    snapshot that Ray would stop at. Returns what was wrong with what had been committed.
+@dataclass(frozen=True)
+class _RaySnapshot:
+    """What Ray Train's snapshot file holds."""
+
+    checkpoints: tuple[str, ...] = ()
+    """Names of the checkpoint folders that it lists."""
+    problem: str | None = None
+    """Why Ray Train can't start from the file; None if it can, or if there is none."""
+
+
+def recover_checkpoint_dir(checkpoint_dir: Path) -> list[str]:
+    """Clean up what a killed attempt left, before Ray Train opens the folder.
+
+    Removes checkpoints that are not committed, and renames Ray Train's snapshot if Ray Train could not start from it.
+    Returns what was wrong with checkpoints that had been committed and with the snapshot.
 
     Raises:
-        InputError: checkpoints had been committed, and none of them is left; nothing is touched.
+        InputError: there were committed checkpoints and none of them is left; nothing is changed.
     """
-    snapshot, signed = train / RAY_SNAPSHOT, find_committed(train)
-    named, problem = _referenced_checkpoints(train)
-    unsigned = [folder for folder in sorted(train.glob("checkpoint-*")) if folder not in signed]
-    spoilt = [text for folder in unsigned if (text := _corruption_reason(folder, named))]
-    # Ray writes it when the first checkpoint is there.
-    if not signed and (spoilt or snapshot.is_file()):
-        raise no_usable_checkpoint_error(train, spoilt or [f"{snapshot} {problem}"])
-    for folder in unsigned:
+    snapshot_file, committed = checkpoint_dir / RAY_SNAPSHOT, find_committed(checkpoint_dir)
+    snapshot = _load_snapshot(checkpoint_dir)
+    uncommitted = [folder for folder in sorted(checkpoint_dir.glob("checkpoint-*")) if folder not in committed]
+    corruptions = [reason for folder in uncommitted if (reason := _corruption_reason(folder, snapshot.checkpoints))]
+    # Ray Train writes the snapshot once there is a checkpoint.
+    if not committed and (corruptions or snapshot_file.is_file()):
+        raise no_usable_checkpoint_error(checkpoint_dir, corruptions or [f"{snapshot_file} {snapshot.problem}"])
+    for folder in uncommitted:
         shutil.rmtree(folder)
-    if problem or spoilt:
+    unusable_file = snapshot_file.with_suffix(UNUSABLE_SUFFIX)
+    if snapshot.problem or corruptions:
         with suppress(FileNotFoundError):
-            snapshot.replace(snapshot.with_suffix(".set_aside"))
-    return [*spoilt, *([f"{snapshot} {problem}"] if problem else [])]
+            snapshot_file.replace(unusable_file)
+    if snapshot.problem is None:
+        return corruptions
+    return [*corruptions, f"{snapshot_file} {snapshot.problem}, so it was renamed to {unusable_file.name}"]
 
 
-def no_usable_checkpoint_error(train: Path, problems: Sequence[str]) -> InputError:
-    """What a run says that was trained before and has no checkpoint to continue from: it never begins anew unasked."""
+def no_usable_checkpoint_error(checkpoint_dir: Path, problems: Sequence[str]) -> InputError:
+    """The error of a run that was trained before and has no checkpoint to resume from.
+
+    Such a run never restarts from scratch on its own.
+    """
     return InputError(
-        f"none of the checkpoints in {train} can be used: {'; '.join(problems)}. Put back what is missing, or remove "
-        f"{train} to train from the beginning"
+        f"none of the checkpoints in {checkpoint_dir} can be used: {'; '.join(problems)}; restore them, or remove "
+        f"{checkpoint_dir} to train from the beginning"
     )
 
 
-def delete_unreferenced(train: Path) -> None:
-    """At the end of a run: remove what Ray Train does not count among the checkpoints it keeps, such as those of
-    attempts that were killed."""
-    named = _read_ray_snapshot(train / RAY_SNAPSHOT)
-    for folder in train.glob("checkpoint-*"):
-        if folder.name not in named:
+def delete_unreferenced(checkpoint_dir: Path) -> None:
+    """Remove the checkpoints that Ray Train does not keep, such as those of killed attempts. Called after training.
+
+    Raises:
+        OSError: Ray Train's snapshot can't be read.
+        ValueError: it is corrupted.
+    """
+    kept = _read_ray_snapshot(checkpoint_dir / RAY_SNAPSHOT)
+    for folder in checkpoint_dir.glob("checkpoint-*"):
+        if folder.name not in kept:
             shutil.rmtree(folder)
 
 
-def _referenced_checkpoints(train: Path) -> tuple[list[str], str]:
-    """(the checkpoints that Ray Train knows, what it would stop at; empty if nothing)"""
-    snapshot = train / RAY_SNAPSHOT
-    if not snapshot.is_file():
-        return [], ""
+def _load_snapshot(checkpoint_dir: Path) -> _RaySnapshot:
+    snapshot_file = checkpoint_dir / RAY_SNAPSHOT
+    if not snapshot_file.is_file():
+        return _RaySnapshot()
     try:
-        names = _read_ray_snapshot(snapshot)
+        names = _read_ray_snapshot(snapshot_file)
     except ValueError as error:
-        return [], str(error)
-    gone = [name for name in names if not (train / name).is_dir()]
-    return names, f"names {gone[0]}, which is gone" if gone else "" if names else "names no checkpoint"
+        return _RaySnapshot(problem=str(error))
+    missing = [name for name in names if not (checkpoint_dir / name).is_dir()]
+    if missing:
+        return _RaySnapshot(names, f"lists {missing[0]}, which is gone")
+    return _RaySnapshot(names, None if names else "lists no checkpoint")
 
 
-def _read_ray_snapshot(snapshot: Path) -> list[str]:
-    """The checkpoints that Ray Train knows.
+def _read_ray_snapshot(snapshot_file: Path) -> tuple[str, ...]:
+    """The names of the checkpoints that Ray Train keeps.
 
     Raises:
-        ValueError: it would not understand the file.
+        ValueError: Ray Train could not read the file; the message completes "FILE ...".
     """
     try:
-        state: dict[str, Any] = json.loads(snapshot.read_text())
-        names = [str(each["checkpoint_dir_name"]) for each in state["checkpoint_results"]]
+        state: dict[str, Any] = json.loads(snapshot_file.read_text())
+        names = tuple(str(result["checkpoint_dir_name"]) for result in state["checkpoint_results"])
         version = state["ray_version"]
     except (ValueError, KeyError, TypeError):
-        raise ValueError("is damaged") from None
+        raise ValueError("is corrupted") from None
     if version != ray.__version__:
-        raise ValueError(f"is of Ray {version}, this is {ray.__version__}")
+        raise ValueError(f"was written by Ray {version}, but Ray {ray.__version__} is installed")
     return names
 
 
-def _corruption_reason(folder: Path, named: Sequence[str]) -> str:
-    """What happened to a checkpoint that had been committed: Ray knows it, or a signature is there and can't be read,
-    which is written whole or not at all. Empty of a folder that never was one."""
-    signatures = sorted(folder.glob("signature-*.json"))
-    damaged = [path for path in signatures if _read(path) is None]
-    if damaged:
-        return f"{damaged[0]} is damaged"
-    if folder.name in named:
-        return f"{folder} has {len(signatures)} signature(s), not one of every worker"
-    return ""
+def _corruption_reason(folder: Path, listed: Sequence[str]) -> str | None:
+    """What happened to a checkpoint that is not committed now but had been; None if it never was.
+
+    It had been committed if Ray Train lists it, or if a manifest can't be read: manifests are written atomically.
+    """
+    manifests = sorted(folder.glob(MANIFEST_PATTERN))
+    unreadable = [path for path in manifests if try_load_manifest(path) is None]
+    if unreadable:
+        return f"{unreadable[0]} is corrupted"
+    if folder.name in listed:
+        return f"{folder} has {len(manifests)} shard manifest(s), not one of every worker"
+    return None

@@ -1,11 +1,11 @@
-"""pure: which optimizer DeepSpeed leaves to torch."""
+"""pure: who updates the weights, torch's optimizer or DeepSpeed's wrapper around it."""
 
 from instruct_ray.config.train import TrainConfig
 
 
 def uses_torch_optimizer(train: TrainConfig) -> bool:
-    """Whether DeepSpeed leaves weights and gradients to torch's own optimizer: neither sharded nor mixed precision.
+    """Whether torch's optimizer works on the model's own weights and gradients: not sharded, not mixed precision.
 
-    DeepSpeed clips such gradients, but does not tell their norm.
+    DeepSpeed can clip these gradients, but does not report their norm, so the engine clips them.
     """
     return train.zero_stage == 0 and train.precision == "fp32"

@@ -1,0 +1,1 @@
+"""The tune stage in the driver: checks, launches and watches the workers."""

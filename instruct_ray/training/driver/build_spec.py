@@ -1,6 +1,6 @@
-"""driver: an open run -> the spec of its workers, once the base model is known to be trainable."""
+"""driver: an open run -> the spec of its workers, after checking that the base model can be trained on its packs."""
 
-from instruct_ray.base_model.resolve import BaseModelInfo
+from instruct_ray.base_model.info import BaseModelInfo
 from instruct_ray.config.schema import Config
 from instruct_ray.data.open_run import OpenRun
 from instruct_ray.data.packs.dataset import PackedDataset
@@ -26,13 +26,15 @@ from instruct_ray.training.worker.spec import (
 
 
 def build_plan(config: Config, packs: PackedDataset) -> BatchPlan:
-    """The plan of a run over its packs."""
+    """The plan of a run: which packs each of its steps trains on."""
     train = config.train
     return make_plan(packs.row_groups, packs.num_examples, train.examples_per_step, train.epochs, config.run.seed)
 
 
 def build_worker_spec(run: OpenRun, config: Config, folder: RunFolder, plan: BatchPlan) -> WorkerSpec:
-    """The spec of a run's workers. `config`, `folder` and `plan` are the run's own, or those of a short copy of it.
+    """Build the spec of a run's workers.
+
+    `config`, `folder` and `plan` are the run's own, or those of a trial run on the same packs.
 
     Raises:
         InputError: the base model can't be trained on these packs.
@@ -59,10 +61,10 @@ def build_worker_spec(run: OpenRun, config: Config, folder: RunFolder, plan: Bat
 
 
 def check_base_trainable(run: OpenRun) -> None:
-    """Refuse a base model that can't be trained as the config says.
+    """Check that the base model can be trained with the config's method: fully or with LoRA, quantized or not.
 
     Raises:
-        InputError: says why.
+        InputError: it can't. The message gives the reason.
     """
     lora, adapter = run.config.model.lora, run.base_model.adapter
     check_trainable(run.hf_config)
@@ -74,15 +76,15 @@ def check_base_trainable(run: OpenRun) -> None:
 
 
 def check_contract(run: OpenRun) -> None:
-    """Refuse packs that were rendered otherwise than the base model's chats are now.
+    """Check that the packs were rendered with the contract that the base model has now.
 
     Raises:
-        InputError: names both contracts.
+        InputError: the contracts differ. The message names both.
     """
     current, expected = run.renderer.contract.digest, run.packs.manifest["contract_digest"]
     if current != expected:
         raise InputError(
-            f"{run.packs.path} was rendered by contract {expected[:12]}, {run.base_model.name} now has "
+            f"{run.packs.path} was rendered with contract {expected[:12]}, but {run.base_model.name} now has contract "
             f"{current[:12]}; prepare again under another run.name"
         )
 

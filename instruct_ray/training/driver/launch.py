@@ -1,4 +1,4 @@
-"""driver: a worker spec -> Ray Train's workers, and the outcome that they agree on."""
+"""driver: runs the train loop on Ray Train's workers, and returns the outcome that they agreed on."""
 
 from collections.abc import Callable
 from typing import Any
@@ -19,7 +19,7 @@ from instruct_ray.training.worker.loop import train_loop_per_worker
 from instruct_ray.training.worker.outcome import TrainOutcome
 from instruct_ray.training.worker.spec import WorkerSpec
 
-# What Ray Train runs on every worker; its config holds `worker_spec` and `eval_fn`.
+# The function that Ray Train runs on every worker. Its argument holds `worker_spec` and `eval_fn`.
 TrainLoop = Callable[[dict[str, Any]], TrainOutcome]
 
 
@@ -30,10 +30,10 @@ def run_ray_train(
     eval_fn: EvalFn | None = None,
     loop: TrainLoop = train_loop_per_worker,
 ) -> TrainOutcome:
-    """Run `loop` on the workers of a run until all of them return, restarting them when one dies.
+    """Run `loop` on the workers of a run until it returns on all of them. All are restarted when one fails.
 
     Raises:
-        RuntimeError: workers died more than `train.max_failures` times.
+        RuntimeError: workers failed more than `train.max_failures` times.
     """
     trainer = TorchTrainer(
         loop,
@@ -44,7 +44,7 @@ def run_ray_train(
             resources_per_worker=worker_resources(train),
         ),
         run_config=ray.train.RunConfig(
-            # Ray Train finds its own state under the same name and storage, and resumes.
+            # Ray Train finds its state of an earlier attempt under the same name and storage path, and resumes.
             name=folder.ray_train_dir.name,
             storage_path=str(folder.path),
             failure_config=ray.train.FailureConfig(max_failures=train.max_failures),

@@ -1,44 +1,44 @@
-"""Workers that the cluster has no room for: a run that waits for a node says so."""
+"""driver: reports that a run is waiting for nodes, and which resources the cluster lacks."""
 
-import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from instruct_ray.background import PeriodicThread
 from instruct_ray.config.train import TrainConfig
 from instruct_ray.training.capacity.nodes import list_alive_nodes
 from instruct_ray.training.capacity.placement import describe_shortage, plan_placement
 
 POLL_SECONDS = 2.0
-# Without a step: a longer one is no reason to look.
+# The placement is checked after this long without a step.
 QUIET_SECONDS = 10.0
 
 
 @contextmanager
-def report_pending_workers(metrics: Path, train: TrainConfig, status: Callable[[str], None]) -> Iterator[None]:
-    """While the block runs and no step is made, say what the cluster lacks."""
-    done = threading.Event()
-    thread = threading.Thread(target=_poll, args=(metrics, train, status, done), name="waiting", daemon=True)
-    thread.start()
-    try:
+def report_pending_workers(metrics_file: Path, train: TrainConfig, status: Callable[[str], None]) -> Iterator[None]:
+    """Report to `status`, inside the block, what the cluster lacks while the run makes no steps."""
+    reporter = _PendingWorkersReporter(metrics_file, train, status)
+    with PeriodicThread("pending workers", reporter.check, POLL_SECONDS):
         yield
-    finally:
-        done.set()
-        thread.join()
 
 
-def describe_pending(train: TrainConfig) -> str:
-    """What the cluster lacks to place the fewest workers that the run may have; empty if nothing."""
+def describe_pending(train: TrainConfig) -> str | None:
+    """Which resources the cluster lacks to place the fewest workers that a run may have; None if it lacks none."""
     nodes = list_alive_nodes()
-    return "" if plan_placement(nodes, train) else f"waiting for nodes: {describe_shortage(nodes, train)}"
+    return None if plan_placement(nodes, train) else f"waiting for nodes: {describe_shortage(nodes, train)}"
 
 
-def _poll(metrics: Path, train: TrainConfig, status: Callable[[str], None], done: threading.Event) -> None:
-    size, since = -1, time.monotonic()
-    while not done.wait(POLL_SECONDS):
-        found = metrics.stat().st_size if metrics.exists() else 0
-        if found != size:
-            size, since = found, time.monotonic()
-        elif time.monotonic() - since > QUIET_SECONDS and (text := describe_pending(train)):
-            status(text)
+class _PendingWorkersReporter:
+    def __init__(self, metrics_file: Path, train: TrainConfig, status: Callable[[str], None]) -> None:
+        self._metrics_file, self._train, self._status = metrics_file, train, status
+        self._num_bytes = -1
+        self._last_step_at = time.monotonic()
+
+    def check(self) -> None:
+        """Check whether the metrics file has grown, and the placement if it has not for a while."""
+        num_bytes = self._metrics_file.stat().st_size if self._metrics_file.exists() else 0
+        if num_bytes != self._num_bytes:
+            self._num_bytes, self._last_step_at = num_bytes, time.monotonic()
+        elif time.monotonic() - self._last_step_at > QUIET_SECONDS and (message := describe_pending(self._train)):
+            self._status(message)

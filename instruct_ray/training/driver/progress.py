@@ -1,41 +1,43 @@
-"""A line of `metrics.jsonl` -> the line that says how far a training is."""
+"""pure: lines of `metrics.jsonl` -> the status line of a training."""
 
 from collections import deque
 from datetime import timedelta
 from typing import Any
 
-# Steps that rates are averaged over.
+# Number of steps that rates are averaged over.
 WINDOW = 20
 
 
 class Progress:
-    """Rates over the last steps, which take unequal time."""
+    """Formats the status line. Rates and the time left are averages over the last steps."""
 
     def __init__(self) -> None:
-        self._last: deque[dict[str, Any]] = deque(maxlen=WINDOW)
+        self._last_steps: deque[dict[str, Any]] = deque(maxlen=WINDOW)
 
-    def line(self, record: dict[str, Any]) -> str:
-        """What to show after a step."""
-        self._last.append(record)
+    def format_step(self, metrics: dict[str, Any]) -> str:
+        """The status line after a step, from the metrics of the step."""
+        self._last_steps.append(metrics)
         seconds = self._sum("seconds")
-        left = (record["num_steps"] - record["step"]) * seconds / len(self._last)
+        seconds_left = (metrics["num_steps"] - metrics["step"]) * seconds / len(self._last_steps)
+        tokens_per_second = self._sum("num_tokens") / seconds
+        target_tokens_per_second = self._sum("num_trained") / seconds
         parts = [
-            f"step {record['step']}/{record['num_steps']}",
-            f"epoch {record['epoch']:.2f}",
-            f"loss {_number(record['loss'], '.3f')}",
-            f"lr {record['lr']:.1e}",
-            f"grad norm {_number(record['grad_norm'], '.2f')}",
-            f"{self._sum('num_tokens') / seconds:,.0f} tokens/s ({self._sum('num_trained') / seconds:,.0f} trained)",
+            f"step {metrics['step']}/{metrics['num_steps']}",
+            f"epoch {metrics['epoch']:.2f}",
+            f"loss {_format_optional(metrics['loss'], '.3f')}",
+            f"lr {metrics['lr']:.1e}",
+            f"grad norm {_format_optional(metrics['grad_norm'], '.2f')}",
+            f"{tokens_per_second:,.0f} tokens/s ({target_tokens_per_second:,.0f} target tokens/s)",
             f"data wait {self._sum('wait_seconds') / seconds:.0%}",
         ]
-        if "mfu" in record:
-            parts.append(f"MFU {record['mfu']:.0%}")
-        return "  ".join([*parts, f"{timedelta(seconds=round(left))} left"])
+        if "mfu" in metrics:
+            parts.append(f"MFU {metrics['mfu']:.0%}")
+        return "  ".join([*parts, f"{timedelta(seconds=round(seconds_left))} left"])
 
     def _sum(self, key: str) -> float:
-        return float(sum(record[key] for record in self._last))
+        return float(sum(metrics[key] for metrics in self._last_steps))
 
 
-def _number(value: float | None, form: str) -> str:
-    """A step that is left out may have none."""
-    return "none" if value is None else format(value, form)
+def _format_optional(value: float | None, spec: str) -> str:
+    """Format a value that is None for a skipped step."""
+    return "none" if value is None else format(value, spec)

@@ -1,4 +1,4 @@
-"""How soon Ray Train notices that a worker is gone, and gives up on one that can't be placed."""
+"""driver: how soon Ray Train notices a dead worker, and how long it waits for a worker that can't be placed."""
 
 import os
 from collections.abc import Iterator
@@ -6,16 +6,19 @@ from contextlib import contextmanager
 
 from instruct_ray.config.train import TrainConfig
 
-# Seconds between two looks at the workers; Ray's default of 2 is lost at every failure.
+# Seconds between two health checks of the workers. Ray's default is 2, and every failure takes that much longer.
 HEALTH_CHECK_ENV = {"RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5"}
-# An elastic run whose node went away waits so long for its old size before it counts what is left. Ray's default of 60
-# is for nodes that have yet to start; an elastic group is only ever as large as the nodes that are there.
+# How long an elastic run that lost a node waits for its former number of workers, before it starts with those that fit.
+# Ray's default of 60 is meant for nodes that are still starting; an elastic run uses the nodes that are there.
 ELASTIC_ENV = {"RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "15"}
 
 
 @contextmanager
 def ray_train_timeouts(train: TrainConfig) -> Iterator[None]:
-    """Ray Train reads these from the environment of the process that starts it; what is set there already holds."""
+    """Set the environment variables from which Ray Train reads its timeouts, inside the block.
+
+    Ray Train reads them in the process that starts it. Variables that are already set are kept.
+    """
     wanted = HEALTH_CHECK_ENV | (ELASTIC_ENV if train.is_elastic else {})
     added = {name: value for name, value in wanted.items() if name not in os.environ}
     os.environ |= added

@@ -1,4 +1,4 @@
-"""SIGTERM and Ctrl-C -> a request that the workers find at their next step; the second one ends the program at once."""
+"""driver: SIGTERM and Ctrl-C -> a stop request that the workers see at their next step."""
 
 import signal
 import threading
@@ -15,62 +15,65 @@ POLL_SECONDS = 0.2
 
 
 class StopRequest:
-    """Asks the workers of a run to stop behind their current step, through a file that all of them see."""
+    """Asks the workers of a run to stop after their current step, through a file that all of them see."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
         path.unlink(missing_ok=True)
         self.signal: int | None = None
-        """The signal that asked; None if nothing did."""
+        """The signal that requested the stop; None if none did."""
 
     def request_stop(self, number: int) -> None:
-        """Ask for it."""
+        """Request a stop because of a signal."""
         self.signal = number
         self._path.touch()
 
     def clear(self) -> None:
-        """Take the request back."""
+        """Withdraw the request."""
         self._path.unlink(missing_ok=True)
 
     def reraise(self) -> NoReturn:
-        """Go on as the signal would have it: as Ctrl-C, or as SIGTERM."""
+        """End the program as the signal would have done."""
         if self.signal == signal.SIGINT:
             raise KeyboardInterrupt
         exit_terminated()
 
 
 @contextmanager
-def stop_on_signal(path: Path, say: Callable[[str], None]) -> Iterator[StopRequest]:
-    """Turn the first SIGTERM or SIGINT within the block into a request; only the main thread gets signals."""
+def stop_on_signal(path: Path, status: Callable[[str], None]) -> Iterator[StopRequest]:
+    """Turn the first SIGTERM or SIGINT inside the block into a stop request. The second one ends the program.
+
+    Only the main thread receives signals; in another thread nothing is ever requested.
+    """
     request = StopRequest(path)
 
     def on_signal(number: int, frame: FrameType | None) -> None:
         if request.signal is not None:
             request.reraise()
         request.request_stop(number)
-        say("stopping behind this step; the same command continues")
+        status("stopping after this step; rerun the same command to resume")
 
     numbers = (signal.SIGTERM, signal.SIGINT) if threading.current_thread() is threading.main_thread() else ()
-    before = {number: signal.signal(number, on_signal) for number in numbers}
+    previous_handlers = {number: signal.signal(number, on_signal) for number in numbers}
     try:
         yield request
     finally:
-        for number, handler in before.items():
+        for number, handler in previous_handlers.items():
             signal.signal(number, handler)
         request.clear()
 
 
-def run_in_thread(work: Callable[[], Result]) -> Result:
-    """Run `work` in a thread of its own, so that this one hears signals, and that no signal breaks into it."""
+def run_in_thread(function: Callable[[], Result]) -> Result:
+    """Call a function in its own thread, so that this thread can handle signals and none interrupts the function."""
     box: dict[str, Any] = {}
 
     def run() -> None:
         try:
-            box["result"] = work()
-        except BaseException as error:  # handed over, whatever it is
+            box["result"] = function()
+        except BaseException as error:  # raised again in the calling thread
             box["error"] = error
 
-    thread = threading.Thread(target=run, name="fit", daemon=True)
+    thread = threading.Thread(target=run, name="ray train", daemon=True)
     thread.start()
     while thread.is_alive():
         thread.join(POLL_SECONDS)

@@ -1,4 +1,4 @@
-"""driver: packs -> model. Checks the run, trains it with Ray Train, and assembles the model folder."""
+"""driver: the tune stage. Checks the run, trains it with Ray Train, and assembles the model folder."""
 
 import logging
 from collections.abc import Callable, Sequence
@@ -37,6 +37,7 @@ class TuneResult:
 
     folder: Path
     already_done: bool
+    """Whether an earlier command had made the model."""
 
 
 def tune(
@@ -44,10 +45,11 @@ def tune(
 ) -> TuneResult:
     """Train to the end of the plan, resuming from the newest checkpoint if there is one, and export the model.
 
-    `start_ray` is called once the input is known to be good; `eval_fn` evaluates a checkpoint for `train.validation`.
+    `start_ray` is called once the input is known to be valid; `eval_fn` evaluates a checkpoint for `train.validation`.
 
     Raises:
-        InputError: the packs are not prepared, the config changed since the run began, or the cluster can't hold it.
+        InputError: the packs are not prepared, the config changed since the run started, the cluster lacks resources,
+            or another process is working on the run.
         RuntimeError: training failed more than `train.max_failures` times.
     """
     run = open_run(config, "tune")
@@ -57,12 +59,12 @@ def tune(
     plan = build_plan(config, run.packs)
     with run_lock(run.folder.path):
         spec = build_worker_spec(run, config, run.folder, plan)
-        recovered = recover_checkpoint_dir(run.folder.ray_train_dir)
+        checkpoint_problems = recover_checkpoint_dir(run.folder.ray_train_dir)
         _check_cluster(run, spec, status, start_ray)
-        # Not before: the config of a run that was refused may still be changed.
+        # Only now: the config of a run that a check refuses may still be changed.
         run.freeze()
         record_base(config, run.base_model)
-        for problem in recovered:
+        for problem in checkpoint_problems:
             logger.warning("%s; resuming from the newest intact checkpoint", problem)
         mlflow_run_id = _train(run, spec, status, eval_fn)
         assemble_model_dir(run, spec, mlflow_run_id)
@@ -72,7 +74,11 @@ def tune(
 def _check_cluster(
     run: OpenRun, spec: WorkerSpec, status: Callable[[str], None], start_ray: Callable[[], None]
 ) -> None:
-    """Refuse what the cluster can't do, and log what the user should know."""
+    """Start Ray, check that the cluster can train the run, and log the warnings of the checks.
+
+    Raises:
+        InputError: a check failed.
+    """
     train = run.config.train
     sizer = ModelSizer.from_packs(run.hf_config, spec.packing_incompatibility, run.packs, train)
     start_ray()
@@ -83,11 +89,13 @@ def _check_cluster(
 
 
 def _train(run: OpenRun, spec: WorkerSpec, status: Callable[[str], None], eval_fn: EvalFn | None) -> str | None:
-    """Train to the end while MLflow and the status line follow; returns the MLflow run's id, None if there is none.
+    """Train to the end of the plan and report progress to MLflow and the status line.
+
+    Returns the id of the MLflow run; None if there is none.
 
     Raises:
         RuntimeError: training failed.
-        KeyboardInterrupt, SystemExit: a signal stopped it, after a checkpoint.
+        KeyboardInterrupt, SystemExit: a signal stopped the training, and a checkpoint was saved.
     """
     train = run.config.train
     workers = f"{train.min_workers} to {train.max_workers}" if train.is_elastic else train.num_workers
@@ -100,7 +108,7 @@ def _train(run: OpenRun, spec: WorkerSpec, status: Callable[[str], None], eval_f
         with (
             stop_on_signal(spec.stop_file, status) as request,
             report_pending_workers(spec.metrics_file, train, status),
-            follow_jsonl(spec.metrics_file, _on_step(status, events)),
+            follow_jsonl(spec.metrics_file, _make_step_callback(status, events)),
         ):
             outcome = run_in_thread(lambda: run_ray_train(train, run.folder, spec, eval_fn))
             if outcome.ending is Ending.INTERRUPTED:
@@ -125,17 +133,17 @@ def _log_warnings(findings: Sequence[Finding]) -> None:
 
 
 def _log_events(events: RunEvents) -> None:
-    """To the log, where no status line overwrites them."""
+    """Log new events: unlike the status line, the log is not overwritten."""
     for message in events.read_new():
         logger.warning("%s", message)
 
 
-def _on_step(status: Callable[[str], None], events: RunEvents) -> Callable[[dict[str, Any]], None]:
-    """What is done with each new line of the metrics."""
+def _make_step_callback(status: Callable[[str], None], events: RunEvents) -> Callable[[dict[str, Any]], None]:
+    """The callback for each new line of the metrics file."""
     progress = Progress()
 
-    def on_step(record: dict[str, Any]) -> None:
+    def on_step(metrics: dict[str, Any]) -> None:
         _log_events(events)
-        status(progress.line(record))
+        status(progress.format_step(metrics))
 
     return on_step

@@ -1,4 +1,7 @@
-"""A written model, read back by plain transformers or peft: the same tensors, and the same answer to a row."""
+"""worker, rank 0: reads an exported model back with plain transformers or peft, and compares tensors and logits.
+
+Only `compute_logits` is called by all ranks.
+"""
 
 from pathlib import Path
 from typing import Any
@@ -18,73 +21,80 @@ from instruct_ray.training.model.requirements import default_attn_implementation
 
 # T = tokens of the row, V = vocabulary
 
-# Of the row that both models read: a large one runs on the host's CPU.
+# Of the row that both models read: a large model reads it on the host's CPU.
 MAX_ROW_TOKENS = 128
-# Same kernels and weights differ by nothing, a CPU from a GPU by rounding, and merging rounds each weight once more.
+# The same kernels and weights give the same logits; a CPU and a GPU differ by rounding, and merging rounds each weight
+# once more.
 MIN_TOLERANCE = 1e-4
 TOLERATED_ROUNDINGS = 8
 
 
 class ReadBackResult(BaseModel):
-    """What was found: `export_check.json` of a run holds it."""
+    """The result of the comparison; the run's `export_check.json` holds it."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    problem: str = ""
-    """What differs; empty if nothing does."""
+    problem: str | None = None
+    """What differs; None if nothing does."""
     num_tensors: int = 0
     num_row_tokens: int = 0
     logit_difference: float = 0.0
-    """L2 norm of the difference of the row's logits, over their norm in training."""
+    """L2 norm of the difference of the row's logits, over the norm of the logits in training."""
     logit_tolerance: float = 0.0
 
 
-def first_pack_row(packs: Path) -> list[int]:
-    """The tokens of the first row of a data set's first pack, or the first of them."""
-    [pack] = PackedDataset.open(packs).take([0])
+def first_pack_row(packs_dir: Path) -> list[int]:
+    """The tokens of the first branch of the first pack, at most MAX_ROW_TOKENS."""
+    [pack] = PackedDataset.open(packs_dir).take([0])
     return unpack_branches(pack)[0].input_ids[:MAX_ROW_TOKENS]
 
 
 @torch.no_grad()
-def compute_logits(engine: DeepSpeedEngine, row: list[int], hf_config: Any, implementation: str) -> Tensor:
-    """The logits of a row by the model in training, shape (T, V) on the CPU; all ranks call it. `implementation` is the
-    attention that training uses: here it is the plain one, as whoever loads the folder has."""
+def compute_logits(engine: DeepSpeedEngine, row: list[int], hf_config: Any, attn_implementation: str) -> Tensor:
+    """The logits of a row by the model in training, shape (T, V) on the CPU; all ranks call it.
+
+    They are computed with the default attention implementation, as users of the exported model do; the model then
+    returns to `attn_implementation`, which training uses.
+    """
     module = engine.module
     engine.model.eval()
     module.set_attn_implementation(default_attn_implementation(hf_config))
-    logits_TV = _logits(engine.model, row, engine.device)
-    module.set_attn_implementation(implementation)
+    logits_TV = _compute_logits(engine.model, row, engine.device)
+    module.set_attn_implementation(attn_implementation)
     engine.model.train()
     return logits_TV
 
 
 @torch.no_grad()
 def read_back(
-    folder: Path, base: Path, is_adapter: bool, written: dict[str, Tensor], row: list[int], expected_TV: Tensor | None
+    folder: Path,
+    base_dir: Path,
+    is_adapter: bool,
+    written: dict[str, Tensor],
+    row: list[int],
+    expected_TV: Tensor | None,
 ) -> ReadBackResult:
-    """Load a folder on the CPU and compare its tensors with those `written`, and its logits of a row with the expected
-    ones, if there are any. An adapter's base is loaded in the precision of the adapter, as in training."""
+    """Load a folder on the CPU and compare it with what was written.
+
+    Compares the tensors with `written`, and the logits of `row` with `expected_TV` unless that is None. The base of an
+    adapter is loaded in the precision of the adapter, as in training.
+    """
     dtype = next(iter(written.values())).dtype
     if is_adapter:
         missing = _missing_in_adapter(folder, len(written))
-        plain, _ = _load(base, dtype)
-        model = PeftModel.from_pretrained(plain, folder, autocast_adapter_dtype=False, torch_device="cpu").eval()
+        base, _ = _load(base_dir, dtype)
+        model = PeftModel.from_pretrained(base, folder, autocast_adapter_dtype=False, torch_device="cpu").eval()
     else:
         model, missing = _load(folder, "auto")
     state = model.state_dict()
-    problem = missing or _different_names(state, written, is_adapter) or _different_tensor(state, written)
+    problem = missing or _compare_names(state, written, is_adapter) or _compare_tensors(state, written)
     if problem or expected_TV is None:
         return ReadBackResult(problem=problem, num_tensors=len(written))
-    logits_TV = _logits(model, row, torch.device("cpu"))
-    # A base may have weights that are no numbers, and a row meet them: in training and here alike.
-    is_finite_TV = expected_TV.isfinite() | logits_TV.isfinite()
-    expected, found = expected_TV[is_finite_TV].float(), logits_TV[is_finite_TV].float()
-    difference = float((found - expected).norm() / expected.norm()) if len(expected) else 0.0
-    eps = max(torch.finfo(logits.dtype).eps for logits in (logits_TV, expected_TV))
-    tolerance = max(MIN_TOLERANCE, TOLERATED_ROUNDINGS * eps)
-    # Not "greater than": NaN fails.
+    logits_TV = _compute_logits(model, row, torch.device("cpu"))
+    difference, tolerance = _compare_logits(logits_TV, expected_TV)
+    # Written so that NaN fails.
     if not difference <= tolerance:
-        problem = f"its logits of a row differ by {difference:.1e} of their norm, {tolerance:.1e} is rounding"
+        problem = f"its logits of a row differ by {difference:.1e} of their norm, rounding explains {tolerance:.1e}"
     return ReadBackResult(
         problem=problem,
         num_tensors=len(written),
@@ -94,8 +104,8 @@ def read_back(
     )
 
 
-def _load(folder: Path, dtype: torch.dtype | str) -> tuple[Any, str]:
-    """A model, and what its folder lacks: transformers fills that up by itself."""
+def _load(folder: Path, dtype: torch.dtype | str) -> tuple[Any, str | None]:
+    """(model, which tensors its folder lacks): transformers would silently initialize them."""
     model, info = AutoModelForCausalLM.from_pretrained(
         folder,
         local_files_only=True,
@@ -105,45 +115,55 @@ def _load(folder: Path, dtype: torch.dtype | str) -> tuple[Any, str]:
         output_loading_info=True,
     )
     missing = sorted(info["missing_keys"])
-    return model.eval(), f"{missing[0]} is missing ({len(missing)} in all)" if missing else ""
+    return model.eval(), f"{missing[0]} is missing ({len(missing)} in all)" if missing else None
 
 
-def _missing_in_adapter(folder: Path, num_written: int) -> str:
+def _missing_in_adapter(folder: Path, num_written: int) -> str | None:
     with safe_open(folder / "adapter_model.safetensors", framework="pt") as file:
-        num_found = len(file.keys())
-    return "" if num_found == num_written else f"the adapter has {num_found} tensors of {num_written}"
+        num_tensors = len(file.keys())
+    return None if num_tensors == num_written else f"the adapter has {num_tensors} tensors of {num_written}"
 
 
-def _different_names(state: dict[str, Tensor], written: dict[str, Tensor], is_adapter: bool) -> str:
+def _compare_names(state: dict[str, Tensor], written: dict[str, Tensor], is_adapter: bool) -> str | None:
     missing, unknown = sorted(written.keys() - state.keys()), sorted(state.keys() - written.keys())
     if missing:
         return f"{missing[0]} is missing ({len(missing)} in all)"
     if unknown and not is_adapter:
         return f"{unknown[0]} was not trained ({len(unknown)} in all)"
-    return ""
+    return None
 
 
-def _different_tensor(state: dict[str, Tensor], written: dict[str, Tensor]) -> str:
+def _compare_tensors(state: dict[str, Tensor], written: dict[str, Tensor]) -> str | None:
     for name, expected in written.items():
-        found = state[name]
-        if found.shape != expected.shape:
-            return f"{name} has the shape {tuple(found.shape)}, not {tuple(expected.shape)}"
-        if found.dtype != expected.dtype:
-            return f"{name} is of {found.dtype}, not {expected.dtype}"
-        if not _is_same(found, expected.cpu()):
-            largest = float((found.float() - expected.cpu().float()).abs().max())
-            return f"{name} differs, by {largest:.1e} at most"
-    return ""
+        loaded = state[name]
+        if loaded.shape != expected.shape:
+            return f"{name} has the shape {tuple(loaded.shape)}, not {tuple(expected.shape)}"
+        if loaded.dtype != expected.dtype:
+            return f"{name} has the type {loaded.dtype}, not {expected.dtype}"
+        if not _is_equal(loaded, expected.cpu()):
+            largest = float((loaded.float() - expected.cpu().float()).abs().max())
+            return f"{name} differs by up to {largest:.1e}"
+    return None
 
 
-def _is_same(one: Tensor, other: Tensor) -> bool:
-    """To the bit; what is no number in both is the same."""
-    is_none = one.isnan()
-    equal = torch.equal(one.masked_fill(is_none, 0), other.masked_fill(other.isnan(), 0))
-    return equal and torch.equal(is_none, other.isnan())
+def _is_equal(left: Tensor, right: Tensor) -> bool:
+    """Whether two tensors are bitwise equal; NaN equals NaN."""
+    is_nan = left.isnan()
+    has_equal_numbers = torch.equal(left.masked_fill(is_nan, 0), right.masked_fill(right.isnan(), 0))
+    return has_equal_numbers and torch.equal(is_nan, right.isnan())
 
 
-def _logits(model: Any, row: list[int], device: torch.device) -> Tensor:
+def _compare_logits(logits_TV: Tensor, expected_TV: Tensor) -> tuple[float, float]:
+    """(relative difference, tolerance)."""
+    # Where both are non-finite they agree: a base model may have non-finite weights.
+    is_compared_TV = expected_TV.isfinite() | logits_TV.isfinite()
+    logits, expected = logits_TV[is_compared_TV].float(), expected_TV[is_compared_TV].float()
+    difference = float((logits - expected).norm() / expected.norm()) if len(expected) else 0.0
+    eps = max(torch.finfo(values_TV.dtype).eps for values_TV in (logits_TV, expected_TV))
+    return difference, max(MIN_TOLERANCE, TOLERATED_ROUNDINGS * eps)
+
+
+def _compute_logits(model: Any, row: list[int], device: torch.device) -> Tensor:
     """Shape (T, V), on the CPU."""
     logits_TV: Tensor = model(input_ids=torch.tensor([row], device=device), use_cache=False).logits[0]
     return logits_TV.cpu()

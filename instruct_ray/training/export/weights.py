@@ -1,4 +1,7 @@
-"""worker, rank 0: gathered weights -> a Hugging Face folder on disk."""
+"""worker, rank 0: writes gathered weights to a Hugging Face folder.
+
+The validation task and the driver write model folders with it too.
+"""
 
 import shutil
 from pathlib import Path
@@ -7,34 +10,34 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from instruct_ray.data.rendering.contract import PromptContract
+from instruct_ray.data.rendering.contract import CONTRACT_FILE, PromptContract
 from instruct_ray.inference.loading import load_merged
-from instruct_ray.training.export.exporter import ExportFormat
+from instruct_ray.training.export.formats import ExportFormat
 
 
-def write_weights(model: Any, state: dict[str, Tensor], folder: Path, form: ExportFormat) -> dict[str, Tensor]:
-    """Write gathered weights as safetensors with their config; returns what whoever loads the folder must find.
+def write_weights(model: Any, state: dict[str, Tensor], folder: Path, format: ExportFormat) -> dict[str, Tensor]:
+    """Write gathered weights as safetensors, with their config; returns the weights that the folder then holds.
 
     Raises:
-        RuntimeError: a tensor came out of the gathering empty.
+        RuntimeError: a gathered tensor is empty.
     """
     empty = [name for name, tensor in state.items() if tensor.numel() == 0]
     if empty:
-        raise RuntimeError(f"{len(empty)} weights were not gathered, {empty[0]} among them; the model is not exported")
+        raise RuntimeError(f"{len(empty)} weights were not gathered, such as {empty[0]}; the model is not exported")
     shutil.rmtree(folder, ignore_errors=True)
-    if form == "full":
+    if format == "full":
         model.save_pretrained(folder, state_dict=dict(state))
         return state
-    # Embeddings are never trained, and looking at them would not do in a sharded model.
+    # Embeddings are never trained, and peft can't check for changes in them when the model is sharded.
     model.save_pretrained(folder, state_dict=dict(state), save_embedding_layers=False)
-    # A form of peft's in which nothing is filled in.
+    # peft's template of a model card, not filled in.
     (folder / "README.md").unlink(missing_ok=True)
-    return _merge(folder) if form == "merged" else state
+    return _merge(folder) if format == "merged" else state
 
 
 @torch.no_grad()
 def _merge(folder: Path) -> dict[str, Tensor]:
-    """Replace an adapter by its base with the adapter merged into it; returns the weights."""
+    """Replace an adapter by its base model with the adapter merged into it; returns the merged weights."""
     model = load_merged(folder)
     shutil.rmtree(folder)
     model.save_pretrained(folder)
@@ -42,12 +45,12 @@ def _merge(folder: Path) -> dict[str, Tensor]:
     return state
 
 
-def add_tokenizer_and_contract(folder: Path, base: Path, contract_file: Path) -> None:
-    """Put beside the weights what a model needs to answer: the base's tokenizer, and the contract."""
+def add_tokenizer_and_contract(folder: Path, base_dir: Path, contract_file: Path) -> None:
+    """Add to a folder of weights what else inference needs: the base model's tokenizer, and the contract."""
     for pattern in ("tokenizer*", "special_tokens_map.json", "*.jinja", "generation_config.json"):
-        for file in base.glob(pattern):
+        for file in base_dir.glob(pattern):
             shutil.copy(file, folder)
     contract = PromptContract.load(contract_file)
-    contract.save(folder / "contract.json")
-    # For whoever loads the model without the contract; a base may come without a template.
+    contract.save(folder / CONTRACT_FILE)
+    # For other libraries, which don't read the contract; a base model may have no template.
     (folder / "chat_template.jinja").write_text(contract.standalone_template)

@@ -1,8 +1,8 @@
-"""Attention of packs on a CPU: queries in chunks, each against only the keys that one of its queries may see.
+"""worker, all ranks: attention over packs on a CPU, in chunks of queries that each read only the keys they may see.
 
-A pack's mask is nearly empty: a token sees the path to it and nothing beside. Laid out depth first, that path is the
-shared prompts and what stands just before, so a chunk of queries needs few keys, and the work grows with the pack's
-length instead of its square. Exact: the keys left out have the weight zero.
+The mask of a pack is sparse: a token sees only the tokens on the path from the root to itself. In depth-first order
+these are the shared prompts and the tokens just before it, so a chunk of queries needs few keys, and the work grows
+linearly with the length of the pack. The result is exact: the keys that are left out have weight zero.
 """
 
 from dataclasses import dataclass
@@ -18,8 +18,8 @@ from transformers import AttentionInterface
 TREE_CHUNKS = "tree_chunks"
 CHUNK_TOKENS = 64
 
-# T = tokens in the pack, C = tokens of a chunk, N = chunks, K = keys of a chunk, padded to the most that one has,
-# H = query heads, G = key heads, D = size of a head
+# T = tokens in the pack, C = tokens in a chunk, N = chunks, K = keys of a chunk, padded to the largest number of keys,
+# H = query heads, G = key heads, D = head dimension
 
 
 @dataclass(frozen=True)
@@ -27,37 +27,37 @@ class KeyChunks:
     """Which keys the queries of each chunk see."""
 
     keys_NK: Tensor
-    """Their indices; a chunk with fewer is filled up with keys that it does not see."""
+    """Indices of the keys; a chunk that needs fewer is padded with keys that it does not see."""
     hidden_NCK: Tensor
-    """Whether a query of the chunk does not see a key."""
+    """True where a query of the chunk does not see a key."""
 
     @classmethod
     def from_mask(cls, mask_TT: Tensor) -> "KeyChunks":
-        """Find the chunks of a boolean mask."""
+        """Find the keys of each chunk from a boolean mask."""
         length = mask_TT.shape[0]
         num_chunks = -(-length // CHUNK_TOKENS)
-        # Queries past the end see what the last token does, and are cut off again.
+        # Queries past the end see the same keys as the last token; their output is dropped.
         queries = torch.arange(num_chunks * CHUNK_TOKENS, device=mask_TT.device).clamp(max=length - 1)
         mask_NCT = mask_TT[queries].view(num_chunks, CHUNK_TOKENS, length)
         needed_NT = mask_NCT.any(1)
         num_keys = int(needed_NT.sum(1).max())
-        # A stable sort brings the needed keys of each chunk to the front, in order.
+        # A stable sort moves the needed keys of each chunk to the front and keeps their order.
         keys_NK = needed_NT.logical_not().sort(dim=1, stable=True).indices[:, :num_keys]
         seen_NCK = mask_NCT.gather(2, keys_NK[:, None].expand(-1, CHUNK_TOKENS, -1))
         return cls(keys_NK, seen_NCK.logical_not())
 
 
-# Every layer is handed the same mask: its chunks are found once, and forgotten with it.
-_known: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
+# All layers get the same mask tensor: its chunks are computed once, and freed with it.
+_chunks_by_mask: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
 
 
 def preset_chunks(mask_11TT: Tensor, chunks: KeyChunks) -> None:
-    """Take these chunks for a mask, such as one without content."""
-    _known[mask_11TT] = chunks
+    """Use these chunks for a mask instead of computing them, as for a mask on the meta device."""
+    _chunks_by_mask[mask_11TT] = chunks
 
 
 def register_chunked_attention() -> None:
-    """Make the implementation known to transformers under its name."""
+    """Register the implementation with transformers under its name."""
     AttentionInterface.register(TREE_CHUNKS, chunked_attention)
 
 
@@ -72,16 +72,16 @@ def chunked_attention(
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
     """Attention as transformers calls it, for one pack and its boolean mask (1, 1, T, T); returns (1, T, H, D)."""
-    if attention_mask not in _known:
-        _known[attention_mask] = KeyChunks.from_mask(attention_mask[0, 0])
-    chunks: KeyChunks = _known[attention_mask]
+    if attention_mask not in _chunks_by_mask:
+        _chunks_by_mask[attention_mask] = KeyChunks.from_mask(attention_mask[0, 0])
+    chunks: KeyChunks = _chunks_by_mask[attention_mask]
     (num_heads, length, size), num_groups = query_1HTD.shape[1:], key_1GTD.shape[1]
     num_chunks, num_keys = chunks.keys_NK.shape
     per_group = num_heads // num_groups
     scale = size**-0.5 if scaling is None else scaling
 
     query_HTD = F.pad(query_1HTD[0] * scale, (0, 0, 0, num_chunks * CHUNK_TOKENS - length))
-    # The query heads of a key head lie beside each other: (N, G, H/G * C, D).
+    # The query heads of one key head are adjacent: (N, G, H/G * C, D).
     queries = query_HTD.view(num_groups, per_group, num_chunks, CHUNK_TOKENS, size).permute(2, 0, 1, 3, 4)
     queries = queries.reshape(num_chunks, num_groups, per_group * CHUNK_TOKENS, size)
     keys, values = (
@@ -92,6 +92,6 @@ def chunked_attention(
     scores = scores.masked_fill(chunks.hidden_NCK[:, None, None], float("-inf"))
     weights = scores.softmax(-1, dtype=torch.float32).to(query_1HTD.dtype)
     weights = F.dropout(weights, dropout, module.training)
-    found = weights.view(num_chunks, num_groups, per_group * CHUNK_TOKENS, num_keys) @ values
-    found = found.view(num_chunks, num_groups, per_group, CHUNK_TOKENS, -1).permute(0, 3, 1, 2, 4)
-    return found.reshape(1, num_chunks * CHUNK_TOKENS, num_heads, -1)[:, :length], None
+    output = weights.view(num_chunks, num_groups, per_group * CHUNK_TOKENS, num_keys) @ values
+    output = output.view(num_chunks, num_groups, per_group, CHUNK_TOKENS, -1).permute(0, 3, 1, 2, 4)
+    return output.reshape(1, num_chunks * CHUNK_TOKENS, num_heads, -1)[:, :length], None

@@ -1,4 +1,7 @@
-"""worker, all ranks: a base folder -> the model to train, whole or with LoRA adapters."""
+"""worker, all ranks: loads the model to train from a base folder, with all its weights or with LoRA adapters.
+
+The validation task loads it the same way; the driver builds it on the meta device to estimate memory.
+"""
 
 from pathlib import Path
 from typing import Any
@@ -15,57 +18,59 @@ DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 
 
 def load_model(
-    base: Path,
+    base_dir: Path,
     lora: LoraConfig | None,
     train: TrainConfig,
     dtype: torch.dtype,
     seed: int,
-    implementation: str,
-    adapter: Path | None = None,
+    attn_implementation: str,
+    adapter_dir: Path | None = None,
 ) -> torch.nn.Module:
-    """Load the base for training, with the adapter that is trained on or a new one, which starts from the same random
-    values on every rank."""
+    """Load the base model for training, with the adapter in `adapter_dir` or a new one if `lora` is given.
+
+    A new adapter has the same random values on every rank.
+    """
     register_chunked_attention()
     model: torch.nn.Module = AutoModelForCausalLM.from_pretrained(
-        base,
+        base_dir,
         dtype=dtype,
-        attn_implementation=implementation,
-        **(_in_four_bits(dtype) if lora is not None and lora.quantize else {}),
+        attn_implementation=attn_implementation,
+        **(_four_bit_options(dtype) if lora is not None and lora.quantize else {}),
     )
-    return _to_train(model, lora, train, seed, adapter)
+    return _prepare_for_training(model, lora, train, seed, adapter_dir)
 
 
-def _in_four_bits(dtype: torch.dtype) -> dict[str, Any]:
-    """QLoRA (Dettmers et al. 2023): NF4, its scales quantized again, computed in `dtype`."""
-    quantized = BitsAndBytesConfig(
+def build_meta_model(
+    hf_config: Any, lora: LoraConfig | None, train: TrainConfig, dtype: torch.dtype, attn_implementation: str
+) -> torch.nn.Module:
+    """Build the model that `load_model` returns on the meta device, without weights."""
+    register_chunked_attention()
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(hf_config, dtype=dtype, attn_implementation=attn_implementation)
+        # peft creates adapters in fp32; `load_model` gets them in the precision of the base, this model only by a cast.
+        return _prepare_for_training(model, lora, train, seed=0).to(dtype)
+
+
+def _four_bit_options(dtype: torch.dtype) -> dict[str, Any]:
+    """QLoRA (Dettmers et al. 2023): NF4 with quantized scales, computing in `dtype`."""
+    quantization = BitsAndBytesConfig(
         load_in_4bit=True,
         bnb_4bit_quant_type="nf4",
         bnb_4bit_use_double_quant=True,
         bnb_4bit_compute_dtype=dtype,
     )
     device = torch.cuda.current_device() if torch.cuda.is_available() else "cpu"
-    return {"quantization_config": quantized, "device_map": {"": device}}
+    return {"quantization_config": quantization, "device_map": {"": device}}
 
 
-def build_meta_model(
-    architecture: Any, lora: LoraConfig | None, train: TrainConfig, dtype: torch.dtype, implementation: str
-) -> torch.nn.Module:
-    """What `load_model` would return, without content, on the meta device."""
-    register_chunked_attention()
-    with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(architecture, dtype=dtype, attn_implementation=implementation)
-        # peft makes adapters in fp32 and brings them to the precision of the base, here too late.
-        return _to_train(model, lora, train, seed=0).to(dtype)
-
-
-def _to_train(
-    model: torch.nn.Module, lora: LoraConfig | None, train: TrainConfig, seed: int, adapter: Path | None = None
+def _prepare_for_training(
+    model: torch.nn.Module, lora: LoraConfig | None, train: TrainConfig, seed: int, adapter_dir: Path | None = None
 ) -> torch.nn.Module:
     model.train()
     if train.activation_checkpointing:
-        # Reentrant ones would not reach the weights behind frozen embeddings.
+        # Reentrant checkpointing computes no gradients when the embeddings are frozen.
         model.activation_checkpointing_enable({"use_reentrant": False})  # type: ignore[operator]
     if lora is None:
         return model
     torch.manual_seed(seed)
-    return add_new_adapter(model, lora) if adapter is None else load_adapter_for_training(model, adapter, lora)
+    return add_new_adapter(model, lora) if adapter_dir is None else load_adapter_for_training(model, adapter_dir, lora)

@@ -1,5 +1,9 @@
-"""LoRA adapters of a model: new ones, or those that an earlier run left."""
+"""worker, all ranks: puts LoRA adapters on a model, new ones or those of an earlier run.
 
+The driver checks beforehand that the config matches the earlier adapter.
+"""
+
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +16,8 @@ from instruct_ray.errors import InputError
 
 
 def add_new_adapter(model: torch.nn.Module, lora: LoraConfig) -> torch.nn.Module:
-    """Adapters with random values on a model whose own weights are frozen."""
-    adapters: Any = PeftLoraConfig(
+    """Add randomly initialized adapters to a model and freeze its own weights."""
+    peft_config: Any = PeftLoraConfig(
         r=lora.rank,
         lora_alpha=lora.alpha,
         lora_dropout=lora.dropout,
@@ -22,54 +26,56 @@ def add_new_adapter(model: torch.nn.Module, lora: LoraConfig) -> torch.nn.Module
         use_dora=lora.dora,
         task_type="CAUSAL_LM",
     )
-    # In the base's precision: at stage 3 DeepSpeed leaves parameters as they are, below it it would cast them.
-    adapted: torch.nn.Module = get_peft_model(model, adapters, autocast_adapter_dtype=False)
+    # In the precision of the base: DeepSpeed casts parameters below stage 3, but not at stage 3.
+    adapted: torch.nn.Module = get_peft_model(model, peft_config, autocast_adapter_dtype=False)
     return adapted
 
 
-def load_adapter_for_training(model: torch.nn.Module, folder: Path, lora: LoraConfig) -> torch.nn.Module:
-    """The adapters in a folder, to be trained on; only their dropout is this run's own."""
-    adapters: Any = PeftLoraConfig.from_pretrained(str(folder))
-    adapters.lora_dropout = lora.dropout
-    adapters.inference_mode = False
-    # Where its base lies now.
-    adapters.base_model_name_or_path = model.name_or_path
+def load_adapter_for_training(model: torch.nn.Module, adapter_dir: Path, lora: LoraConfig) -> torch.nn.Module:
+    """Load an existing adapter to train it further. Of `lora` only the dropout is used."""
+    peft_config: Any = PeftLoraConfig.from_pretrained(str(adapter_dir))
+    peft_config.lora_dropout = lora.dropout
+    peft_config.inference_mode = False
+    # The base may have moved since the adapter was saved.
+    peft_config.base_model_name_or_path = model.name_or_path
     adapted: torch.nn.Module = PeftModel.from_pretrained(
-        model, str(folder), is_trainable=True, config=adapters, torch_device="cpu", autocast_adapter_dtype=False
+        model, str(adapter_dir), is_trainable=True, config=peft_config, torch_device="cpu", autocast_adapter_dtype=False
     )
     return adapted
 
 
-def check_adapter_matches(folder: Path, lora: LoraConfig | None, linear_layers: set[str]) -> None:
-    """
+def check_adapter_matches(adapter_dir: Path, lora: LoraConfig | None, linear_layers: set[str]) -> None:
+    """Check that `model.lora` describes the adapter that is to be trained further.
+
     Raises:
-        InputError: `model.lora` describes other adapters than those in the folder; names the first key that differs.
+        InputError: it does not; names the first key that differs.
     """
     if lora is None:
         raise InputError(
-            f"model.lora: model.base is the adapter {folder}, which is trained on with a model.lora like its own; to "
-            "train all weights, take a run with model.lora.merge=true as the base"
+            f"model.lora: model.base is the adapter {adapter_dir}, so set model.lora to that adapter's values; to "
+            "train all weights instead, use a run with model.lora.merge=true as the base"
         )
-    saved: Any = PeftLoraConfig.from_pretrained(str(folder))
-    pairs = {
+    saved: Any = PeftLoraConfig.from_pretrained(str(adapter_dir))
+    values = {
         "rank": (lora.rank, saved.r),
         "alpha": (lora.alpha, saved.lora_alpha),
         "rslora": (lora.rslora, saved.use_rslora),
         "dora": (lora.dora, saved.use_dora),
     }
-    for key, (wanted, found) in pairs.items():
-        if wanted != found:
+    for key, (configured_value, saved_value) in values.items():
+        if configured_value != saved_value:
             raise InputError(
-                f"model.lora.{key}: {wanted} here, {found} in the adapter {folder}; write model.lora like it"
+                f"model.lora.{key}: {configured_value} here, {saved_value} in the adapter {adapter_dir}; set it to "
+                f"{saved_value}"
             )
-    wanted_layers = linear_layers if lora.targets is None else _matching(linear_layers, lora.targets)
-    if difference := sorted(wanted_layers ^ _matching(linear_layers, saved.target_modules)):
+    configured_layers = linear_layers if lora.targets is None else _find_targets(linear_layers, lora.targets)
+    if different := sorted(configured_layers ^ _find_targets(linear_layers, saved.target_modules)):
         raise InputError(
-            f"model.lora.targets: {len(difference)} layers, {difference[0]} among them, are adapted either here or in "
-            f"the adapter {folder}; write the same targets"
+            f"model.lora.targets: {len(different)} layers are adapted either here or in the adapter {adapter_dir}, but "
+            f"not in both, such as {different[0]}; set the same targets"
         )
 
 
-def _matching(layers: set[str], targets: Any) -> set[str]:
-    """The layers that peft adapts for a list of names or ends of names."""
+def _find_targets(layers: set[str], targets: Iterable[str]) -> set[str]:
+    """The layers that peft adapts: a target is the full name of a layer or its last parts."""
     return {layer for layer in layers if any(layer == name or layer.endswith(f".{name}") for name in targets)}

@@ -1,4 +1,4 @@
-"""The fallback for models that packs would change: each branch of a pack's tree as a row of a right-padded batch."""
+"""worker, all ranks: the fallback for models that can't be packed. The branches of a pack form a right-padded batch."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -11,46 +11,46 @@ from torch.nn import functional as F
 from instruct_ray.data.example import IGNORE_INDEX
 from instruct_ray.data.packs.tree import Pack
 
-# B = branches, L = tokens of the longest, N = trained tokens, V = vocabulary
+# B = branches, L = tokens of the longest branch
 
 
 @dataclass(frozen=True)
 class Branch:
-    """A way from the root of a pack's tree to a leaf: what plain transformers would read as one row."""
+    """A path from the root of a pack's tree to a leaf: what plain transformers reads as one row."""
 
     positions: list[int]
-    """Where its tokens stand in the pack."""
+    """Indices of its tokens in the pack."""
     input_ids: list[int]
     labels: list[int]
-    """As in the pack, but each trained position of the pack is trained in one branch only."""
+    """As in the pack, but a target token that several branches share is in the labels of the first one only."""
 
 
 def unpack_branches(pack: Pack) -> list[Branch]:
-    """The branches of a pack, in its order; together they train on what the pack does."""
+    """Split a pack into its branches, in order; together they have exactly the target tokens of the pack."""
     branches: list[Branch] = []
-    way: list[int] = []
+    path: list[int] = []
     input_ids, labels = np.array(pack["input_ids"]), np.array(pack["labels"])
     subtree_end = np.asarray(pack["subtree_end"]).tolist()
     for index, end in enumerate(subtree_end):
-        while way and subtree_end[way[-1]] <= index:
-            way.pop()
-        way.append(index)
+        while path and subtree_end[path[-1]] <= index:
+            path.pop()
+        path.append(index)
         if end == index + 1:
-            branches.append(Branch(way.copy(), input_ids[way].tolist(), labels[way].tolist()))
-            # The next branches share some of these.
-            labels[way] = IGNORE_INDEX
+            branches.append(Branch(path.copy(), input_ids[path].tolist(), labels[path].tolist()))
+            # The next branches may share these tokens.
+            labels[path] = IGNORE_INDEX
     return branches
 
 
 def select_branches(pack: Pack, branches: list[Branch]) -> Pack:
-    """The pack with only these of its branches."""
+    """The pack reduced to some of its branches."""
     kept = np.unique(np.concatenate([branch.positions for branch in branches]))
     labels = np.asarray(pack["labels"])[kept]
     return Pack(
         input_ids=np.asarray(pack["input_ids"])[kept],
         position_ids=np.asarray(pack["position_ids"])[kept],
         labels=labels,
-        # Just past the last token kept of each subtree.
+        # One past the last token that is kept of each subtree.
         subtree_end=np.searchsorted(kept, np.asarray(pack["subtree_end"])[kept]).astype(np.int32),
         num_trained=int((labels != IGNORE_INDEX).sum()),
         num_tokens=sum(len(branch.positions) for branch in branches),
@@ -59,37 +59,38 @@ def select_branches(pack: Pack, branches: list[Branch]) -> Pack:
 
 
 def num_padded_tokens(pack: Pack) -> int:
-    """Tokens that the model computes for a pack run padded, the padding included."""
+    """Number of tokens that the model computes for a pack in padded mode, padding included."""
     branches = unpack_branches(pack)
     return len(branches) * max(len(branch.input_ids) for branch in branches)
 
 
 def padded_loss(model: nn.Module, pack: Pack, device: torch.device, aux_loss_coef: float = 0.0) -> Tensor:
-    """What `pack_loss` is, computed by plain transformers without a mask of ours.
+    """The same loss as `pack_loss`, computed by plain transformers without a mask of ours.
 
-    `aux_loss_coef` weighs the auxiliary loss of a mixture of experts, a mean over tokens: it is added once per trained
-    token, so that the step's mean holds it with this weight, as transformers' own loss does.
+    `aux_loss_coef` weighs the auxiliary loss of a mixture of experts, which is a mean over tokens. It is added once per
+    target token, so that the mean of a step contains it with this weight, as in transformers' own loss.
     """
     branches = unpack_branches(pack)
     length = max(len(branch.input_ids) for branch in branches)
 
-    def padded(rows: list[list[int]], value: int) -> Tensor:
+    def pad(rows: list[list[int]], value: int) -> Tensor:
         return torch.tensor([[*row, *[value] * (length - len(row))] for row in rows], device=device)
 
-    labels_BL = padded([branch.labels for branch in branches], IGNORE_INDEX)
-    trained_BL = labels_BL != IGNORE_INDEX
-    is_empty = not trained_BL.any()
-    if is_empty:
-        trained_BL[0, 0] = True
+    labels_BL = pad([branch.labels for branch in branches], IGNORE_INDEX)
+    is_target_BL = labels_BL != IGNORE_INDEX
+    has_no_targets = not is_target_BL.any()
+    if has_no_targets:
+        is_target_BL[0, 0] = True
     output: Any = model(
-        input_ids=padded([branch.input_ids for branch in branches], 0),
-        # By length: the id that pads may be a token as well.
-        attention_mask=padded([[1] * len(branch.input_ids) for branch in branches], 0),
+        input_ids=pad([branch.input_ids for branch in branches], 0),
+        # From the lengths: the padding id may also be a token.
+        attention_mask=pad([[1] * len(branch.input_ids) for branch in branches], 0),
         use_cache=False,
-        logits_to_keep=trained_BL,
+        logits_to_keep=is_target_BL,
     )
+    # (target tokens, vocabulary)
     logits_NV: Tensor = output.logits
-    if is_empty:
+    if has_no_targets:
         return logits_NV.sum() * 0.0
-    loss = F.cross_entropy(logits_NV.float(), labels_BL[trained_BL], reduction="sum")
-    return loss + aux_loss_coef * output.aux_loss * trained_BL.sum() if aux_loss_coef else loss
+    loss = F.cross_entropy(logits_NV.float(), labels_BL[is_target_BL], reduction="sum")
+    return loss + aux_loss_coef * output.aux_loss * is_target_BL.sum() if aux_loss_coef else loss

@@ -1,0 +1,1 @@
+"""Checkpoints evaluated beside training, and what follows from the results."""

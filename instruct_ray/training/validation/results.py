@@ -1,6 +1,5 @@
-"""How good each checkpoint is on the rows held out for validation, and what follows from it."""
+"""validation task: writes the result of each checkpoint to a file; rank 0 reads and compares them."""
 
-import json
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -8,49 +7,52 @@ from pathlib import Path
 from pydantic import BaseModel, ConfigDict
 
 from instruct_ray.config.train import ValidationConfig
-from instruct_ray.files import atomic_write_json
+from instruct_ray.files import append_json_line, atomic_write_json
 
 
 class ValidationResult(BaseModel):
-    """The scores of one checkpoint."""
+    """How good a checkpoint is on the rows held out for validation."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     step: int
     loss: float
-    """Mean over the completions' tokens, in nats."""
+    """Mean over the tokens of the completions, in nats."""
     accuracy: float | None
-    """Share of the generated answers that are exact; None if none were generated."""
+    """Fraction of the generated answers that are exactly the expected ones; None if none were generated."""
 
 
-def result_file(folder: Path, step: int) -> Path:
-    """Where the scores of a checkpoint are kept."""
-    return folder / f"step-{step:07d}.json"
+def result_file(validation_dir: Path, step: int) -> Path:
+    """Return the path of a checkpoint's result."""
+    return validation_dir / f"step-{step:07d}.json"
 
 
-def write_result(folder: Path, scores: ValidationResult) -> None:
-    """Keep them, and add a line for those who follow the run."""
-    with (folder / "scores.jsonl").open("a") as file:
-        file.write(json.dumps(scores.model_dump() | {"time": time.time()}) + "\n")
-    atomic_write_json(result_file(folder, scores.step), scores.model_dump())
+def write_result(validation_dir: Path, result: ValidationResult) -> None:
+    """Write a result, and append it to the lines that are uploaded to MLflow."""
+    append_json_line(validation_dir / "scores.jsonl", result.model_dump() | {"time": time.time()})
+    atomic_write_json(result_file(validation_dir, result.step), result.model_dump())
 
 
-def read_results(folder: Path, before: int) -> list[ValidationResult]:
-    """Those of the checkpoints before a step, in order; a run that went back to an earlier one has others as well."""
-    scores = [ValidationResult.model_validate_json(path.read_text()) for path in sorted(folder.glob("step-*.json"))]
-    return [each for each in scores if each.step < before]
+def read_results(validation_dir: Path, before: int) -> list[ValidationResult]:
+    """Read the results of the checkpoints before a step, in order.
+
+    A run that resumed from an earlier checkpoint also has results of later ones.
+    """
+    paths = sorted(validation_dir.glob("step-*.json"))
+    results = [ValidationResult.model_validate_json(path.read_text()) for path in paths]
+    return [result for result in results if result.step < before]
 
 
-def best_result(scores: Sequence[ValidationResult], validation: ValidationConfig) -> ValidationResult:
-    """The best, of equal ones the first."""
+def best_result(results: Sequence[ValidationResult], validation: ValidationConfig) -> ValidationResult:
+    """Return the best result by `train.validation.metric`; of equal ones the first."""
     if validation.metric == "loss":
-        return min(scores, key=lambda each: each.loss)
-    return max(scores, key=lambda each: each.accuracy or 0.0)
+        return min(results, key=lambda result: result.loss)
+    return max(results, key=lambda result: result.accuracy or 0.0)
 
 
-def patience_exhausted(scores: Sequence[ValidationResult], validation: ValidationConfig) -> bool:
-    """Whether the last `patience` checkpoints were no better than the best before them."""
-    if validation.patience is None or not scores:
+def patience_exhausted(results: Sequence[ValidationResult], validation: ValidationConfig) -> bool:
+    """Whether the last `train.validation.patience` results are no better than the best before them."""
+    if validation.patience is None or not results:
         return False
-    best = best_result(scores, validation)
-    return sum(each.step > best.step for each in scores) >= validation.patience
+    best = best_result(results, validation)
+    return sum(result.step > best.step for result in results) >= validation.patience

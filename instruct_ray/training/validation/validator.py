@@ -14,67 +14,76 @@ from instruct_ray.training.distributed.collectives import broadcast_object
 from instruct_ray.training.validation.results import best_result, patience_exhausted, read_results, result_file
 from instruct_ray.training.validation.task import EvalFn, ValidationSpec, validate_checkpoint
 
-# The other ranks hear that often that the first one still waits: a silent collective would time out.
+# How often rank 0 tells the other ranks that it is still waiting: a longer collective could time out.
 WAIT_SECONDS = 30.0
-# Then something is wrong with the cluster, and the training goes on without these scores.
+# After so many waits the cluster has a problem, and training continues without the result.
 MAX_WAITS = 120
 
 
 class Validator:
-    """Has checkpoints scored, one at a time; all ranks make the same calls."""
+    """Validates checkpoints, one at a time. Rank 0 runs the tasks; the decisions are the same on all ranks."""
 
     def __init__(self, spec: ValidationSpec, eval_fn: EvalFn, rank: int, device: torch.device) -> None:
         self._spec, self._eval_fn, self._rank, self._device = spec, eval_fn, rank, device
+        # The checkpoint that was started last.
         self._step = 0
+        # On rank 0, while it is being validated.
         self._task: ray.ObjectRef[None] | None = None
         settings = spec.validation
-        self._remote = ray.remote(validate_checkpoint).options(
+        self._remote_validate = ray.remote(validate_checkpoint).options(
             num_cpus=settings.num_cpus,
             num_gpus=settings.num_gpus,
             runtime_env=worker_runtime_env(use_gpu=settings.num_gpus > 0),
         )
 
-    def resume(self, checkpoints: Path, step: int, is_due: Callable[[int], bool]) -> None:
-        """Score the checkpoints up to a step that an attempt before this one was to score and did not."""
-        steps = (
-            {load_manifest(folder).step: folder for folder in find_committed(checkpoints)} if self._rank == 0 else {}
-        )
-        due = [each for each in sorted(steps) if each <= step and is_due(each) and not self._is_scored(each)]
-        for each in broadcast_object(due, self._device):
+    def resume(self, checkpoint_dir: Path, step: int, is_due: Callable[[int], bool]) -> None:
+        """Validate the checkpoints up to `step` that earlier attempts should have validated and did not."""
+        unvalidated: list[tuple[int, Path]] = []
+        if self._rank == 0:
+            checkpoints = {load_manifest(folder).step: folder for folder in find_committed(checkpoint_dir)}
+            unvalidated = [
+                (checkpoint_step, checkpoint)
+                for checkpoint_step, checkpoint in sorted(checkpoints.items())
+                if checkpoint_step <= step and is_due(checkpoint_step) and not self._has_result(checkpoint_step)
+            ]
+        for checkpoint_step, checkpoint in broadcast_object(unvalidated, self._device):
             self.finish()
-            self.start(steps.get(each, checkpoints), each)
+            self.start(checkpoint, checkpoint_step)
 
     def start(self, checkpoint: Path, step: int) -> None:
-        """Have a checkpoint scored; it may still be on its way."""
+        """Start to validate a checkpoint. It need not be committed yet."""
         self._step = step
-        if self._rank == 0 and not self._is_scored(step):
-            self._task = self._remote.remote(checkpoint, self._spec, self._eval_fn)
+        if self._rank == 0 and not self._has_result(step):
+            self._task = self._remote_validate.remote(checkpoint, self._spec, self._eval_fn)
 
     def should_stop_early(self, step: int) -> bool:
-        """Await the scores of the checkpoint before `step`; whether training is to end with them."""
+        """Await the result of the checkpoint before `step`, and return whether patience is exhausted."""
         self.finish()
-        scores = read_results(self._spec.validation_dir, step) if self._rank == 0 else []
-        enough = bool(broadcast_object(patience_exhausted(scores, self._spec.validation), self._device))
-        if enough and self._rank == 0:
-            best = best_result(scores, self._spec.validation)
-            log_event(self._spec.events_file, f"stopped early at step {step}: no better than step {best.step} since")
-        return enough
+        results = read_results(self._spec.validation_dir, step) if self._rank == 0 else []
+        should_stop = bool(broadcast_object(patience_exhausted(results, self._spec.validation), self._device))
+        if should_stop and self._rank == 0:
+            best = best_result(results, self._spec.validation)
+            self._log_event(f"stopped early at step {step}: no validation result after step {best.step} is better")
+        return should_stop
 
     def finish(self) -> None:
-        """Await the scores that are still being made."""
+        """Await the result of the checkpoint that is being validated, if there is one."""
         for _ in range(MAX_WAITS):
-            if broadcast_object(self._is_done(), self._device):
+            if broadcast_object(self._wait_for_task(), self._device):
                 return
         if self._rank == 0:
-            log_event(
-                self._spec.events_file, f"validation of step {self._step} took too long; training goes on without it"
+            minutes = MAX_WAITS * WAIT_SECONDS / 60
+            self._log_event(
+                f"validation of step {self._step} took longer than {minutes:g} minutes; training continues without "
+                "its result"
             )
             self._task = None
 
-    def _is_scored(self, step: int) -> bool:
+    def _has_result(self, step: int) -> bool:
         return result_file(self._spec.validation_dir, step).is_file()
 
-    def _is_done(self) -> bool:
+    def _wait_for_task(self) -> bool:
+        """Wait up to WAIT_SECONDS, and return whether the task has ended; true if there is none."""
         if self._task is None:
             return True
         if not ray.wait([self._task], timeout=WAIT_SECONDS)[0]:
@@ -83,6 +92,9 @@ class Validator:
             ray.get(self._task)
         except RayError as error:
             reason = str(error).strip().splitlines()[-1]
-            log_event(self._spec.events_file, f"validation of step {self._step} failed, and does not count: {reason}")
+            self._log_event(f"validation of step {self._step} failed; training continues without its result: {reason}")
         self._task = None
         return True
+
+    def _log_event(self, message: str) -> None:
+        log_event(self._spec.events_file, message)

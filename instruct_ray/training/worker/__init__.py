@@ -1,0 +1,1 @@
+"""The train loop that runs on every rank."""

@@ -1,4 +1,4 @@
-"""worker, all ranks: the train loop that Ray Train runs. Restores, trains to the end of the plan, exports."""
+"""worker, all ranks: the train loop that Ray Train runs. Restores the run, trains to its end and exports the model."""
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -6,6 +6,7 @@ from typing import Any
 
 import ray.train
 import ray.train.torch
+import torch
 
 from instruct_ray.base_model.hf_config import load_hf_config
 from instruct_ray.data.packs.dataset import PackedDataset
@@ -16,12 +17,13 @@ from instruct_ray.errors import InputError
 from instruct_ray.training.checkpoint.checkpointer import Checkpointer
 from instruct_ray.training.distributed.collectives import broadcast_object
 from instruct_ray.training.distributed.engine import DeepSpeedEngine
-from instruct_ray.training.export.exporter import Exporter, export_format
+from instruct_ray.training.export.exporter import Exporter
+from instruct_ray.training.export.formats import export_format
 from instruct_ray.training.model.load import DTYPES, load_model
 from instruct_ray.training.model.packing_check import resolve_packing_mode
 from instruct_ray.training.validation.task import EvalFn
 from instruct_ray.training.validation.validator import Validator
-from instruct_ray.training.worker.loss_spikes import LossSpikeDetector
+from instruct_ray.training.worker.loss_spikes import LossSpikeDetector, read_recent_losses
 from instruct_ray.training.worker.mfu import MfuMeter
 from instruct_ray.training.worker.outcome import Action, Ending, TrainOutcome
 from instruct_ray.training.worker.preemption import PreemptionMonitor
@@ -31,24 +33,25 @@ from instruct_ray.training.worker.step import make_loss_fn
 from instruct_ray.training.worker.system_metrics import record_system_metrics
 from instruct_ray.training.worker.trainer import WorkerTrainer
 
-# (packs folder, plan, first step, rank, number of ranks) -> the rank's packs, step by step.
+# (packs folder, plan, first step, rank, number of ranks) -> the rank's packs of each step.
 PackReader = Callable[[Path, BatchPlan, int, int, int], Iterator[list[Pack]]]
 
 
 def train_loop_per_worker(config: dict[str, Any]) -> TrainOutcome:
-    """What Ray Train runs on every worker; `config` holds a `worker_spec` and an `eval_fn`."""
+    """Train on every worker of Ray Train; `config` holds `worker_spec` and `eval_fn`."""
     return run_worker(WorkerSpec.model_validate(config["worker_spec"]), stream_packs, config["eval_fn"])
 
 
 def run_worker(spec: WorkerSpec, read_packs: PackReader, eval_fn: EvalFn | None) -> TrainOutcome:
-    """Train on this rank's share of every step of the plan, and export the model.
+    """Train this rank's share of every step of the plan, and export the model.
 
-    What another attempt would only meet again is returned as a failed outcome and not raised: Ray would restart it.
+    A problem that a restart would meet again is returned as a failed outcome, because Ray Train restarts the workers
+    after an exception.
     """
     try:
         trainer = _build_trainer(spec, read_packs, eval_fn)
     except InputError as error:
-        # All ranks meet the same.
+        # Raised on all ranks alike.
         return TrainOutcome(Ending.FAILED, str(error))
     with record_system_metrics(_system_metrics_file(spec)):
         decision = trainer.run()
@@ -63,23 +66,27 @@ def run_worker(spec: WorkerSpec, read_packs: PackReader, eval_fn: EvalFn | None)
 
 
 def _system_metrics_file(spec: WorkerSpec) -> Path | None:
-    """Where one worker of each node records its load."""
+    """Return where this worker records its node; None for all but one worker of each node."""
     context = ray.train.get_context()
     name = f"system-{context.get_node_rank()}.jsonl"
     return spec.metrics_file.with_name(name) if context.get_local_rank() == 0 else None
 
 
 def _build_trainer(spec: WorkerSpec, read_packs: PackReader, eval_fn: EvalFn | None) -> WorkerTrainer:
-    """Build the trainer, restored from the newest checkpoint if there is one."""
+    """Build the trainer, restored from the newest usable checkpoint if there is one.
+
+    Raises:
+        InputError: no checkpoint is usable, or they belong to other packs; raised on all ranks alike.
+    """
     context, device = ray.train.get_context(), ray.train.torch.get_device()
     rank, world_size = context.get_world_rank(), context.get_world_size()
     hf_config, dtype = load_hf_config(spec.base_dir), DTYPES[spec.train.precision]
     contract_digest = PackedDataset.open(spec.packs_dir).manifest["contract_digest"]
     checkpointer = Checkpointer(spec.checkpoint_dir, contract_digest, rank, world_size, device)
     resume_point = checkpointer.find_resume_point(spec.train.zero_stage)
-    # First of all: the first packs are read while the model is loaded.
+    # Started early: the first packs are read while the model is loaded.
     packs = read_packs(spec.packs_dir, spec.plan, resume_point.step, rank, world_size)
-    # Before there is an engine: the check loads some of the base model's layers once more.
+    # Before the engine takes memory: the check loads a few layers of the base model, too.
     check = resolve_packing_mode(
         spec.base_dir, hf_config, spec.packs_dir, spec.packing_incompatibility, spec.packing_check_file, device
     )
@@ -97,7 +104,6 @@ def _build_trainer(spec: WorkerSpec, read_packs: PackReader, eval_fn: EvalFn | N
     validator = Validator(spec.validation, eval_fn, rank, device) if spec.validation and eval_fn else None
     if validator:
         validator.resume(spec.checkpoint_dir, resume_point.step, spec.is_checkpoint_due)
-    loss_spike = spec.train.loss_spike
     return WorkerTrainer(
         spec=spec,
         packs=packs,
@@ -107,8 +113,7 @@ def _build_trainer(spec: WorkerSpec, read_packs: PackReader, eval_fn: EvalFn | N
         checkpointer=checkpointer,
         exporter=_build_exporter(spec, hf_config, attn_implementation, rank),
         validator=validator,
-        # Rank 0 reads for all, so that all ranks see the same losses.
-        spikes=LossSpikeDetector(loss_spike, broadcast_object(log.losses(), device)) if loss_spike else None,
+        spike_detector=_build_spike_detector(spec, rank, device),
         log=log,
         preemption=PreemptionMonitor(rank),
         rank=rank,
@@ -127,3 +132,13 @@ def _build_exporter(spec: WorkerSpec, hf_config: Any, attn_implementation: str, 
         is_quantized=spec.lora is not None and spec.lora.quantize is not None,
         rank=rank,
     )
+
+
+def _build_spike_detector(spec: WorkerSpec, rank: int, device: torch.device) -> LossSpikeDetector | None:
+    """Build the detector from the losses before the resume point; None if the run doesn't look for loss spikes."""
+    config = spec.train.loss_spike
+    if config is None:
+        return None
+    # Rank 0 reads them for all ranks, so that all decide the same.
+    losses = read_recent_losses(spec.metrics_file, config) if rank == 0 else []
+    return LossSpikeDetector(config, broadcast_object(losses, device))

@@ -1,4 +1,4 @@
-"""Step -> learning rate."""
+"""pure: the learning rate of each step."""
 
 import math
 
@@ -6,7 +6,7 @@ from instruct_ray.config.train import TrainConfig
 
 
 def learning_rate_at(step: int, num_steps: int, train: TrainConfig) -> float:
-    """Linear warm-up, then by `train.schedule` down to zero or level; `step` counts from 0."""
+    """Compute the learning rate of `step`, counted from 0: linear warm-up, then `train.schedule`."""
     num_warmup = round(train.warmup_fraction * num_steps)
     if step < num_warmup:
         return train.learning_rate * (step + 1) / num_warmup

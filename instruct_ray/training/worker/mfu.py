@@ -1,10 +1,15 @@
-"""How much of its GPUs a training uses: model FLOPs utilisation by the rule of six operations per weight and token."""
+"""pure: model FLOPs utilization (MFU) of a training step.
+
+As in PaLM (Chowdhery et al. 2022), with six operations per trained weight and token.
+"""
 
 import torch
 from torch import nn
 
-# Dense bf16 matrix products, operations per second, from NVIDIA's data sheets. The first whose words are all in the
-# device's name counts.
+from instruct_ray.training.distributed.deepspeed_internals import unsharded_numel
+
+# Peak FLOPS of dense bf16 matrix products, from NVIDIA's data sheets. The first entry whose words all occur in the name
+# of the device applies.
 PEAK_FLOPS = {
     "H100 PCIe": 756e12,
     "H100 NVL": 835e12,
@@ -16,37 +21,35 @@ PEAK_FLOPS = {
 }
 
 
-def find_peak_flops(name: str) -> float | None:
-    """The peak of a device by the name that CUDA gives it; None if it is not known."""
-    words = set(name.replace("-", " ").split())
-    return next((peak for known, peak in PEAK_FLOPS.items() if words.issuperset(known.split())), None)
+def find_peak_flops(device_name: str) -> float | None:
+    """Find the peak FLOPS of a device by its CUDA name; None if it is unknown."""
+    words = set(device_name.replace("-", " ").split())
+    return next((peak for name, peak in PEAK_FLOPS.items() if words.issuperset(name.split())), None)
 
 
 def flops_per_token(model: nn.Module) -> int:
-    """Operations of forward and backward for one token: two per weight forward, two for the gradient that is passed
-    on, two for the weight's own if it is trained. Attention is left out, activations computed again do not count."""
-    total = 0
-    for parameter in model.parameters():
-        # ZeRO-3 keeps no weight whole; what it sharded knows its size.
-        size = parameter.ds_numel if hasattr(parameter, "ds_numel") else parameter.numel()
-        total += (6 if parameter.requires_grad else 4) * int(size)
-    return total
+    """Count the floating-point operations of the forward and backward pass of one token.
+
+    Per weight: two forward, two for the gradient of its input, two for its own gradient if it is trained. Attention
+    and recomputed activations are not counted.
+    """
+    return sum((6 if parameter.requires_grad else 4) * unsharded_numel(parameter) for parameter in model.parameters())
 
 
 class MfuMeter:
-    """The utilisation of all GPUs of a run, where their peak is known."""
+    """Computes the MFU over all GPUs of a run, if their peak is known."""
 
     def __init__(self, model: nn.Module, device: torch.device, precision: str, world_size: int) -> None:
-        peak = (
-            find_peak_flops(torch.cuda.get_device_name(device))
-            if device.type == "cuda" and precision == "bf16"
-            else None
-        )
+        is_measurable = device.type == "cuda" and precision == "bf16"
+        peak = find_peak_flops(torch.cuda.get_device_name(device)) if is_measurable else None
         self._peak = None if peak is None else peak * world_size
         self._flops_per_token = flops_per_token(model)
 
     def record(self, num_computed_tokens: int, seconds: float) -> dict[str, float]:
-        """`mfu` of a step, from 0 to 1; nothing where the peak is not known."""
+        """Return the `mfu` of a step, from 0 to 1; empty if the peak is unknown.
+
+        `num_computed_tokens` counts the tokens of all ranks.
+        """
         if self._peak is None:
             return {}
         return {"mfu": self._flops_per_token * num_computed_tokens / seconds / self._peak}

@@ -1,4 +1,4 @@
-"""pure: what every rank decides after a step, and how the training ended, which the driver acts on."""
+"""pure: what all ranks decide after a step, and how training ended, which the driver acts on."""
 
 from dataclasses import dataclass
 from enum import Enum
@@ -11,34 +11,34 @@ class Action(Enum):
     FINISH = "finish"
     """Training is complete, at the end of the plan or by early stopping: export the model."""
     INTERRUPT = "interrupt"
-    """Stop as requested, after a checkpoint."""
+    """Stop as requested; a checkpoint is made."""
     FAIL = "fail"
-    """Stop for a reason that another attempt would only meet again."""
+    """Stop because of a problem that a restart would meet again."""
 
 
 @dataclass(frozen=True)
 class Decision:
-    """An action, the same on every rank, and its reason."""
+    """What happens after a step, the same on all ranks."""
 
     action: Action
     reason: str = ""
-    """Why it failed."""
+    """For FAIL: what is wrong, and what to do."""
 
 
 class Ending(Enum):
-    """How a training ended."""
+    """How training ended."""
 
     FINISHED = "finished"
     """The weights are exported."""
     INTERRUPTED = "interrupted"
-    """A checkpoint is committed; the same command resumes."""
+    """A checkpoint is committed; rerunning the same command resumes."""
     FAILED = "failed"
 
 
 @dataclass(frozen=True)
 class TrainOutcome:
-    """What `train_loop_per_worker` returns."""
+    """The result of `train_loop_per_worker`, the same on all ranks."""
 
     ending: Ending
     reason: str = ""
-    """Why it failed."""
+    """For FAILED: what is wrong, and what to do."""

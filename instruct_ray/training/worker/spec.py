@@ -1,4 +1,4 @@
-"""pure: what a training worker is told; made by the driver, read by all ranks."""
+"""pure: the input of a training worker, built by the driver and the same for all ranks."""
 
 from pathlib import Path
 
@@ -9,34 +9,35 @@ from instruct_ray.config.train import TrainConfig
 from instruct_ray.data.packs.plan import BatchPlan
 from instruct_ray.training.validation.task import ValidationSpec
 
-# In the run's folder: whether packing was found to be exact for the base model, and how the run computes its packs.
+# Files and folders in the run folder.
+# Whether packing is exact for the base model, and whether the run trains packed or padded.
 PACKING_CHECK_FILE = "packing_check.json"
 # The result of reading the exported weights back.
 EXPORT_CHECK_FILE = "export_check.json"
 STOP_FILE = ".stop"
-# The trained weights, before the model folder is assembled.
+# The trained weights, until the model folder is assembled.
 WEIGHTS_DIR = ".weights"
 
 
 class WorkerSpec(BaseModel):
-    """A run as its workers see it; travels as the train loop's config."""
+    """All that a worker needs to know about a run; sent to it as part of the train loop's config."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     base_dir: Path
     adapter_dir: Path | None
-    """The adapter that is trained further; None starts a new one."""
+    """The adapter that is trained further; None if there is none."""
     packs_dir: Path
     packing_incompatibility: str | None
-    """Why the base model can't be trained on packs; None if that is still to be checked."""
+    """Why the base model can't be trained on packs; None if the packing check decides."""
     packing_check_file: Path
     metrics_file: Path
     events_file: Path
     checkpoint_dir: Path
     validation: ValidationSpec | None
-    """How checkpoints are validated, if they are."""
+    """How checkpoints are validated; None if they are not."""
     stop_file: Path
-    """Exists once the run should stop after its current step."""
+    """The driver creates it to stop the run after its current step."""
     weights_dir: Path
     """Where rank 0 writes the trained weights."""
     export_check_file: Path
@@ -45,5 +46,5 @@ class WorkerSpec(BaseModel):
     train: TrainConfig
 
     def is_checkpoint_due(self, step: int) -> bool:
-        """Whether a checkpoint is made after so many steps."""
+        """Whether a checkpoint is made after `step`, counted from 1."""
         return step % self.train.checkpoint_every == 0 or step == self.plan.num_steps

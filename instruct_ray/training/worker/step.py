@@ -1,4 +1,4 @@
-"""worker, all ranks: some packs -> one optimizer step, and what it did over all ranks."""
+"""worker, all ranks: one optimizer step on the packs of a step, and its result over all ranks."""
 
 import math
 from collections.abc import Callable, Mapping
@@ -19,23 +19,23 @@ from instruct_ray.training.model.tree_mask import MaskLayout
 
 # P = packs of this rank in the step
 
-# (summed loss, tokens computed) of a pack.
+# (model, pack, device) -> (summed loss of the pack, number of tokens computed).
 PackLossFn = Callable[[nn.Module, Pack, torch.device], tuple[Tensor, int]]
-# Of a step that is skipped.
+# Rows that a message about a step names.
 MAX_NAMED_ROWS = 20
 
 
 @dataclass(frozen=True)
 class LocalStep:
-    """One rank's share of a step, before the ranks have told each other."""
+    """This rank's share of a step."""
 
     packs: list[Pack]
     losses_P: Tensor
-    """Summed loss of each pack, float64."""
+    """Summed loss of each pack in nats, float64."""
     num_computed_tokens: int
 
     def sums(self) -> dict[str, float | Tensor]:
-        """What is added up over all ranks."""
+        """Return the numbers that are summed over all ranks."""
         return {
             "loss": self.losses_P.sum(),
             "num_tokens": sum(pack["num_tokens"] for pack in self.packs),
@@ -46,29 +46,29 @@ class LocalStep:
 
 @dataclass(frozen=True)
 class StepResult:
-    """What one step did, over all ranks."""
+    """The result of a step over all ranks."""
 
     loss: float
-    """Mean over its target tokens, in nats."""
+    """Mean over the step's target tokens, in nats."""
     grad_norm: float
     """Over all parameters, before clipping."""
     num_tokens: int
     num_computed_tokens: int
     num_examples: int
     was_applied: bool
-    """False where loss or gradient is non-finite: weights and optimizer are as before."""
+    """False if loss or gradient is non-finite: the step was skipped, weights and optimizer are unchanged."""
     nonfinite_row_ids: tuple[str, ...]
-    """The first rows of the packs that made it so."""
+    """The first rows of the packs that caused it."""
 
     def skip_message(self, step: int) -> str:
-        """Why the step was skipped."""
+        """Explain why the step was skipped."""
         return (
             f"step {step} skipped: loss {self.loss:.4g}, gradient norm {self.grad_norm:.4g}, rows "
             f"{', '.join(self.nonfinite_row_ids)}; check these rows, or lower train.learning_rate"
         )
 
     def record(self) -> dict[str, float | bool | None]:
-        """For `metrics.jsonl`; JSON has no NaN."""
+        """Return the values for `metrics.jsonl`. A non-finite number becomes None: JSON has no NaN."""
         return {
             "loss": self.loss if math.isfinite(self.loss) else None,
             "grad_norm": self.grad_norm if math.isfinite(self.grad_norm) else None,
@@ -80,7 +80,7 @@ class StepResult:
 
 
 def make_loss_fn(hf_config: Any, check: PackingCheck, dtype: torch.dtype) -> PackLossFn:
-    """The loss of a pack, computed as the packing check decided: packed, or each example padded."""
+    """Make the function that computes the loss of a pack, packed or padded as the packing check decided."""
     if check.is_packed:
         layout = MaskLayout.from_hf_config(hf_config, check.attn_implementation, dtype)
         return lambda model, pack, device: (pack_loss(model, pack, device, layout), len(pack["input_ids"]))
@@ -91,9 +91,9 @@ def make_loss_fn(hf_config: Any, check: PackingCheck, dtype: torch.dtype) -> Pac
 def train_step(
     engine: DeepSpeedEngine, loss_fn: PackLossFn, packs: list[Pack], num_target_tokens: int, learning_rate: float
 ) -> LocalStep:
-    """Forward and backward passes of this rank's packs, and the update.
+    """Run the forward and backward passes of this rank's packs, and update the weights.
 
-    The loss is the sum over the target tokens of the step on all ranks, divided by their number `num_target_tokens`.
+    The loss is summed over the step's target tokens on all ranks and divided by their number, `num_target_tokens`.
     """
     losses: list[Tensor] = []
     num_computed_tokens = 0
@@ -101,7 +101,7 @@ def train_step(
         loss_sum, num_computed = loss_fn(engine.model, pack, engine.device)
         engine.backward(loss_sum / num_target_tokens)
         engine.step(learning_rate)
-        # Read after the last pack: until then nothing waits for the device.
+        # Read after the last pack, so that the host doesn't wait for the GPU in between.
         losses.append(loss_sum.detach())
         num_computed_tokens += num_computed
     return LocalStep(packs, torch.stack(losses).double(), num_computed_tokens)
@@ -110,8 +110,8 @@ def train_step(
 def summarize_step(
     engine: DeepSpeedEngine, local: LocalStep, totals: Mapping[str, float], num_target_tokens: int
 ) -> StepResult:
-    """The result of a step from the sums over all ranks."""
-    row_ids = [] if engine.was_applied else _find_nonfinite_rows(local, totals["loss"])
+    """Build the result of a step from the sums over all ranks."""
+    row_ids = () if engine.was_applied else _gather_nonfinite_row_ids(local, totals["loss"])
     return StepResult(
         loss=totals["loss"] / num_target_tokens,
         grad_norm=engine.grad_norm,
@@ -119,14 +119,16 @@ def summarize_step(
         num_computed_tokens=int(totals["num_computed_tokens"]),
         num_examples=int(totals["num_examples"]),
         was_applied=engine.was_applied,
-        nonfinite_row_ids=tuple(row_ids[:MAX_NAMED_ROWS]),
+        nonfinite_row_ids=row_ids,
     )
 
 
-def _find_nonfinite_rows(local: LocalStep, total_loss: float) -> list[str]:
-    """Rows of the packs whose loss is non-finite; of all packs if only a gradient is."""
-    is_loss_finite = math.isfinite(total_loss)
-    losses = local.losses_P.tolist()
-    bad = [pack for pack, loss in zip(local.packs, losses, strict=True) if is_loss_finite or not math.isfinite(loss)]
-    row_ids = [row_id for pack in bad for row_id in pack["row_ids"]]
-    return sorted({row_id for rank_ids in gather_objects(row_ids[:MAX_NAMED_ROWS]) for row_id in rank_ids})
+def _gather_nonfinite_row_ids(local: LocalStep, total_loss: float) -> tuple[str, ...]:
+    """Gather the first rows of the packs with a non-finite loss; of all packs if only a gradient is non-finite."""
+    packs = local.packs
+    if not math.isfinite(total_loss):
+        losses = local.losses_P.tolist()
+        packs = [pack for pack, loss in zip(local.packs, losses, strict=True) if not math.isfinite(loss)]
+    row_ids = [row_id for pack in packs for row_id in pack["row_ids"]][:MAX_NAMED_ROWS]
+    all_row_ids = sorted({row_id for rank_row_ids in gather_objects(row_ids) for row_id in rank_row_ids})
+    return tuple(all_row_ids[:MAX_NAMED_ROWS])

@@ -1,10 +1,8 @@
-"""CPU, memory and GPUs of a node while it trains: a JSON line every few seconds, from a thread beside the training."""
+"""worker, all ranks: samples CPU, memory and GPUs of each node, in a background thread of one worker per node."""
 
-import json
 import logging
 import shutil
 import subprocess
-import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,10 +10,15 @@ from pathlib import Path
 
 import psutil
 
+from instruct_ray.background import PeriodicThread
+from instruct_ray.files import append_json_line
+
 SECONDS = 10.0
-# A driver in trouble lets it hang.
+# nvidia-smi hangs when the GPU driver has a problem.
 GPU_TIMEOUT_SECONDS = 5
-# What NVIDIA's tool is asked for, what MLflow calls it, and in which unit.
+# Wait at the end for a sample that is being taken; a hanging nvidia-smi must not block the exit.
+JOIN_TIMEOUT_SECONDS = 1.0
+# Query field of nvidia-smi -> (MLflow's name, factor from nvidia-smi's unit to MLflow's).
 GPU_FIELDS = {
     "utilization.gpu": ("utilization_percentage", 1.0),
     "memory.used": ("memory_usage_megabytes", 2**20 / 1e6),
@@ -27,60 +30,66 @@ logger = logging.getLogger(__name__)
 
 @contextmanager
 def record_system_metrics(path: Path | None) -> Iterator[None]:
-    """Append a sample to `path` every few seconds while the block runs; nothing if it is None."""
+    """Append a sample to the JSON lines of `path` every few seconds and at the end; do nothing if it is None."""
     if path is None:
         yield
         return
-    stopped = threading.Event()
-    thread = threading.Thread(target=_sample_until, args=(path, stopped), name="system metrics", daemon=True)
-    thread.start()
-    try:
+    recorder = _Recorder(path)
+    with PeriodicThread(
+        "system metrics", recorder.call, SECONDS, at_start_and_end=True, join_timeout=JOIN_TIMEOUT_SECONDS
+    ):
         yield
-    finally:
-        stopped.set()
-        # Not for a driver that hangs.
-        thread.join(1.0)
-
-
-def _sample_until(path: Path, stopped: threading.Event) -> None:
-    try:
-        # A run that continues goes on counting.
-        number = len(path.read_bytes().splitlines()) if path.exists() else 0
-        psutil.cpu_percent()
-        is_over = False
-        while not is_over:
-            is_over = stopped.wait(SECONDS)
-            line = json.dumps({"step": number, "time": time.time(), **sample_system_metrics()})
-            with path.open("a") as file:
-                file.write(line + "\n")
-            number += 1
-    except (OSError, psutil.Error) as error:
-        logger.warning("no system metrics any more: %s", error)
 
 
 def sample_system_metrics() -> dict[str, float]:
-    """What this machine does now, by MLflow's names; the CPU since the last call."""
+    """Measure this machine, by MLflow's names; CPU utilization is that since the calling thread's last call."""
     memory = psutil.virtual_memory()
     values = {
         "cpu_utilization_percentage": psutil.cpu_percent(),
         "system_memory_usage_megabytes": round(memory.used / 1e6, 1),
         "system_memory_usage_percentage": round(memory.used / memory.total * 100, 1),
     }
-    return values | _gpus()
+    return values | _sample_gpus()
 
 
-def _gpus() -> dict[str, float]:
+class _Recorder:
+    """Appends numbered samples to a file. All its calls come from one thread."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._next_number: int | None = None
+        self._has_failed = False
+
+    def call(self) -> None:
+        """Start measuring at the first call, append a sample at each later one. After an error, do nothing."""
+        if self._has_failed:
+            return
+        try:
+            if self._next_number is None:
+                # A resumed run continues the numbers.
+                self._next_number = len(self._path.read_bytes().splitlines()) if self._path.exists() else 0
+                psutil.cpu_percent()
+                return
+            sample = sample_system_metrics()
+            append_json_line(self._path, {"step": self._next_number, "time": time.time(), **sample})
+            self._next_number += 1
+        except (OSError, psutil.Error) as error:
+            self._has_failed = True
+            logger.warning("no more system metrics: %s", error)
+
+
+def _sample_gpus() -> dict[str, float]:
     if shutil.which("nvidia-smi") is None:
         return {}
     command = ["nvidia-smi", f"--query-gpu={','.join(GPU_FIELDS)}", "--format=csv,noheader,nounits"]
     try:
-        said = subprocess.run(command, capture_output=True, text=True, check=True, timeout=GPU_TIMEOUT_SECONDS).stdout
+        output = subprocess.run(command, capture_output=True, text=True, check=True, timeout=GPU_TIMEOUT_SECONDS).stdout
     except (subprocess.SubprocessError, OSError):
         return {}
     values: dict[str, float] = {}
-    for number, line in enumerate(said.splitlines()):
-        for (name, unit), value in zip(GPU_FIELDS.values(), line.split(","), strict=True):
-            # A board that can't measure something says so in brackets.
-            if "[" not in value:
-                values[f"gpu_{number}_{name}"] = round(float(value) * unit, 1)
+    for number, line in enumerate(output.splitlines()):
+        for (name, factor), text in zip(GPU_FIELDS.values(), line.split(","), strict=True):
+            # A value that the GPU can't measure is "[N/A]" or the like.
+            if "[" not in text:
+                values[f"gpu_{number}_{name}"] = round(float(text) * factor, 1)
     return values

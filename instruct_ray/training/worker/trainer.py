@@ -1,4 +1,4 @@
-"""worker, all ranks: one step after the other, and what is decided after each."""
+"""worker, all ranks: trains step by step, and decides after each step whether and how training continues."""
 
 import time
 from collections.abc import Iterator
@@ -19,47 +19,48 @@ from instruct_ray.training.worker.outcome import Action, Decision
 from instruct_ray.training.worker.preemption import PreemptionMonitor
 from instruct_ray.training.worker.run_log import RunLog
 from instruct_ray.training.worker.spec import WorkerSpec
-from instruct_ray.training.worker.step import PackLossFn, StepResult, summarize_step, train_step
+from instruct_ray.training.worker.step import MAX_NAMED_ROWS, PackLossFn, StepResult, summarize_step, train_step
 
 
 @dataclass(frozen=True)
 class Votes:
-    """What at least one rank asks for, known to all ranks after a step."""
+    """Requests of at least one rank, known to all ranks after a step."""
 
     stop: bool
-    """To stop after this step."""
+    """Stop after this step."""
     check_preemption: bool
-    """To ask Ray, all ranks together, whether a node is about to be taken away."""
+    """Check for preemption after this step; the check is a barrier."""
 
 
 @dataclass
 class WorkerTrainer:
-    """A rank's part of a training. All ranks make the same decisions."""
+    """Trains this rank's share of a run. All ranks make the same decisions."""
 
     spec: WorkerSpec
     packs: Iterator[list[Pack]]
-    """This rank's packs of each step from `first_step` on."""
+    """This rank's packs of each step, beginning with `first_step`."""
     first_step: int
-    """Steps done before."""
+    """The next step to train, counted from 0."""
     engine: DeepSpeedEngine
     loss_fn: PackLossFn
     checkpointer: Checkpointer
     exporter: Exporter
     validator: Validator | None
-    spikes: LossSpikeDetector | None
+    spike_detector: LossSpikeDetector | None
     log: RunLog
     preemption: PreemptionMonitor
     rank: int
     num_skipped_steps: int = 0
-    """Consecutive ones, up to now."""
+    """Consecutive skipped steps up to now."""
 
     def run(self) -> Decision:
-        """Train the steps that are left; the decision that ended it is never to continue."""
-        target_tokens_of_packs = PackedDataset.open(self.spec.packs_dir).num_target_tokens
-        for index in range(self.first_step, self.spec.plan.num_steps):
-            num_target_tokens = int(target_tokens_of_packs[self.spec.plan.step_packs(index)].sum())
+        """Train the remaining steps; returns the decision that ended training, which is never CONTINUE."""
+        plan = self.spec.plan
+        num_target_tokens_by_pack = PackedDataset.open(self.spec.packs_dir).num_target_tokens
+        for index in range(self.first_step, plan.num_steps):
+            num_target_tokens = int(num_target_tokens_by_pack[plan.step_packs(index)].sum())
             result, votes = self._train_step(index, num_target_tokens)
-            decision = self._check_health(index + 1, result)
+            decision = self._check_losses(index + 1, result)
             if decision.action is Action.CONTINUE:
                 decision = self._checkpoint_if_due(index + 1, result, votes)
             if decision.action is not Action.CONTINUE:
@@ -67,11 +68,11 @@ class WorkerTrainer:
         return Decision(Action.FINISH)
 
     def _train_step(self, index: int, num_target_tokens: int) -> tuple[StepResult, Votes]:
-        """One step, `index` counted from 0."""
+        """Train and log one step; `index` counts from 0."""
         started = time.perf_counter()
         plan = self.spec.plan
         learning_rate = learning_rate_at(index, plan.num_steps, self.spec.train)
-        # Dropout depends on the step alone, so that a resumed run draws the same.
+        # The dropout of a step depends on its index, not on the steps before, so a resumed run draws the same.
         torch.manual_seed(hash((plan.seed, index, self.rank)))
         packs = next(self.packs)
         wait_seconds = time.perf_counter() - started
@@ -83,29 +84,33 @@ class WorkerTrainer:
         self.log.log_step(index + 1, result, {"num_trained": num_target_tokens, "lr": learning_rate} | times)
         return result, Votes(totals["stop"] > 0, totals["check_preemption"] > 0)
 
-    def _check_health(self, step: int, result: StepResult) -> Decision:
-        """Whether the losses allow training to go on after `step` steps."""
+    def _check_losses(self, step: int, result: StepResult) -> Decision:
+        """Fail after too many skipped steps, or if the loss has spiked; `step` counts from 1."""
         self.num_skipped_steps = 0 if result.was_applied else self.num_skipped_steps + 1
         if self.num_skipped_steps == self.spec.train.max_nonfinite_steps:
             reason = f"{self.num_skipped_steps} consecutive steps were skipped, the last: {result.skip_message(step)}"
             return Decision(Action.FAIL, reason)
-        if self.spikes and (spike := self.spikes.add(step, result.loss)):
-            return Decision(Action.FAIL, f"{spike.message}. {self.log.describe_rows(spike.first_step)}")
+        if self.spike_detector and (spike := self.spike_detector.add(step, result.loss)):
+            reason = (
+                f"{spike.message}. The first of them, step {spike.first_step}, trained on rows "
+                f"{', '.join(self._read_row_ids(spike.first_step))}; check these rows, or lower train.learning_rate"
+            )
+            return Decision(Action.FAIL, reason)
         return Decision(Action.CONTINUE)
 
     def _checkpoint_if_due(self, step: int, result: StepResult, votes: Votes) -> Decision:
-        """Make a checkpoint if one is due, and act on the validation of the one before."""
+        """Make a checkpoint if one is due, and stop if requested or if validation results no longer improve."""
         is_end, is_due = step == self.spec.plan.num_steps, self.spec.is_checkpoint_due(step)
-        # A run that stops has little time, and at the end the export itself is verified.
-        goes_on = not (is_end or votes.stop)
-        if self.validator and is_due and goes_on and self.validator.should_stop_early(step):
+        # Otherwise there is no time to wait for validation or to verify the export: the run stops, or exports anyway.
+        is_midway = not (is_end or votes.stop)
+        if self.validator and is_due and is_midway and self.validator.should_stop_early(step):
             return Decision(Action.FINISH)
         is_preempted = votes.check_preemption and self.preemption.check()
         if is_due or votes.stop or is_preempted:
             saved = self._save(step, result)
-            if self.validator and saved.folder and is_due and (is_end or goes_on):
+            if self.validator and saved.folder and is_due and (is_end or is_midway):
                 self.validator.start(saved.folder, step)
-            if goes_on and not is_preempted:
+            if is_midway and not is_preempted:
                 verified = self.exporter.verify_export_once(self.engine)
                 if verified.problem:
                     return Decision(Action.FAIL, verified.problem)
@@ -118,3 +123,8 @@ class WorkerTrainer:
             self.log.log_event(saved.problem)
         self.preemption.record_save(time.perf_counter() - started)
         return saved
+
+    def _read_row_ids(self, step: int) -> list[str]:
+        """Read the first row ids of a step's packs; `step` counts from 1."""
+        packs = PackedDataset.open(self.spec.packs_dir).take(self.spec.plan.step_packs(step - 1))
+        return [row_id for pack in packs for row_id in pack["row_ids"]][:MAX_NAMED_ROWS]

@@ -21,7 +21,7 @@ from instruct_ray.data.rendering.contract import PromptContract
 from instruct_ray.data.sources import files as sources
 from instruct_ray.errors import InputError
 from instruct_ray.run.folder import RunFolder
-from tests.fakes import no_start
+from tests.fakes import ray_is_running
 
 pytestmark = pytest.mark.usefixtures("ray_4_cpus")
 GOOD = {"instruction": "Rate", "input": "x", "output": "High"}
@@ -38,7 +38,7 @@ def write_rows(path: Path, rows: list[dict[str, object]]) -> Path:
 
 def test_every_row_is_in_a_pack_or_held_out(make_config: Callable[..., Config]) -> None:
     config = make_config()
-    dataset = prepare(config, no_start).dataset
+    dataset = prepare(config, ray_is_running).dataset
     rows = all_row_ids(dataset)
     test = RunFolder.from_config(config).test_rows_file.read_text().splitlines()
     manifest = dataset.manifest
@@ -58,7 +58,7 @@ def test_rows_for_validation_are_taken_from_those_to_train_on(make_config: Calla
         make_config(run={"name": name}, data={"validation_fraction": fraction})
         for name, fraction in (("plain", 0.0), ("split", 0.25))
     )
-    fates = [prepare(config, no_start).dataset.manifest["fates"] for config in (plain, split)]
+    fates = [prepare(config, ray_is_running).dataset.manifest["fates"] for config in (plain, split)]
     assert fates[0]["validation"] == 0
     assert 0 < fates[1]["validation"] == fates[0]["trained"] - fates[1]["trained"]
     texts = [RunFolder.from_config(config).test_rows_file.read_text() for config in (plain, split)]
@@ -71,19 +71,19 @@ def test_rows_for_validation_are_taken_from_those_to_train_on(make_config: Calla
 
 
 def test_packs_are_smaller_than_their_rows(make_config: Callable[..., Config]) -> None:
-    manifest = prepare(make_config(), no_start).dataset.manifest
+    manifest = prepare(make_config(), ray_is_running).dataset.manifest
     assert manifest["num_computed_tokens"] < 0.8 * manifest["num_tokens"]
 
 
 def test_the_same_request_finds_the_finished_folder(make_config: Callable[..., Config]) -> None:
-    first = prepare(make_config(), no_start)
-    second = prepare(make_config(), no_start)
+    first = prepare(make_config(), ray_is_running)
+    second = prepare(make_config(), ray_is_running)
     assert (first.already_done, second.already_done) == (False, True)
     assert first.dataset.path == second.dataset.path
 
 
 def test_another_run_makes_the_same_bytes(make_config: Callable[..., Config]) -> None:
-    folders = [prepare(make_config(run={"name": name}), no_start).dataset.path for name in ("a", "b")]
+    folders = [prepare(make_config(run={"name": name}), ray_is_running).dataset.path for name in ("a", "b")]
     assert folders[0].name == folders[1].name
     for file in (path for path in folders[0].rglob("*") if path.is_file()):
         assert file.read_bytes() == (folders[1] / file.relative_to(folders[0])).read_bytes()
@@ -106,7 +106,7 @@ def test_rows_of_many_chunks_and_shards_are_all_there(
         return spread[-1]
 
     monkeypatch.setattr(preparing, "find_spread_groups", find)
-    manifest = prepare(config, no_start).dataset.manifest
+    manifest = prepare(config, ray_is_running).dataset.manifest
     assert len(manifest["files"]) > 2
     assert len(spread[0]) == 1, "half of all rows have one instruction: too many for a shard"
     distinct = {(row["instruction"], row["input"]) for row in rows}
@@ -123,7 +123,7 @@ def test_weights_are_copies(make_config: Callable[..., Config], tmp_path: Path) 
     half = write_rows(tmp_path / "b.jsonl", rows[100:])
     entries = [{"path": str(twice), "weight": 2.5}, {"path": str(half), "weight": 0.5}]
     config = make_config(data={"sources": entries, "near_duplicates": None})
-    dataset = prepare(config, no_start).dataset
+    dataset = prepare(config, ray_is_running).dataset
     names = Counter(row_id.split("#")[0] for row_id in all_row_ids(dataset))
     assert {count for name, count in names.items() if name.startswith("0:")} == {2, 3}
     assert {count for name, count in names.items() if name.startswith("1:")} == {1}
@@ -138,7 +138,7 @@ def test_a_few_bad_rows_are_set_aside_and_written_down(make_config: Callable[...
     with path.open("a") as file:
         file.write("{broken\n")
     config = make_config(data={"sources": [path], "near_duplicates": None})
-    dataset = prepare(config, no_start).dataset
+    dataset = prepare(config, ray_is_running).dataset
     assert dataset.manifest["fates"]["quarantined"] == 1
     assert dataset.manifest["quarantine_reasons"] == {"not_json": 1}
     bad = [row for batch in read_entries(dataset.path) for row in batch.to_pylist() if row["fate"] == "quarantined"]
@@ -160,7 +160,7 @@ def test_a_chat_is_trained_turn_by_turn(make_config: Callable[..., Config], tmp_
         for n in range(30)
     ]
     config = make_config(data={"sources": [write_rows(tmp_path / "chats.jsonl", rows)], "near_duplicates": None})
-    dataset = prepare(config, no_start).dataset
+    dataset = prepare(config, ray_is_running).dataset
     assert dataset.num_examples == 2 * dataset.manifest["fates"]["trained"]
     assert {row_id.split("/")[1] for row_id in all_row_ids(dataset)} == {"1", "2"}
     [first] = [json.loads(line) for line in RunFolder.from_config(config).test_rows_file.read_text().splitlines()][:1]
@@ -173,10 +173,10 @@ def test_changed_sources_under_the_same_name_are_refused(
 ) -> None:
     path = tmp_path / "mine.jsonl"
     path.write_text(triples_file.read_text())
-    prepare(make_config(data={"sources": [path]}), no_start)
+    prepare(make_config(data={"sources": [path]}), ray_is_running)
     path.write_text(triples_file.read_text() + json.dumps(GOOD) + "\n")
     with pytest.raises(InputError, match=r"was made from other source files .* take another run.name"):
-        prepare(make_config(data={"sources": [path]}), no_start)
+        prepare(make_config(data={"sources": [path]}), ray_is_running)
 
 
 @pytest.mark.parametrize(
@@ -193,7 +193,7 @@ def test_bad_rows_are_named_and_nothing_is_left(
 ) -> None:
     config = make_config(data={"sources": [write_rows(tmp_path / "bad.jsonl", rows)]})
     with pytest.raises(InputError, match=message):
-        prepare(config, no_start)
+        prepare(config, ray_is_running)
     assert not RunFolder.from_config(config).path.exists()
 
 
@@ -201,12 +201,12 @@ def test_what_a_killed_run_left_behind_is_not_used(make_config: Callable[..., Co
     config = make_config()
     (RunFolder.from_config(config).packs_dir / ".half.made").mkdir(parents=True)
     (RunFolder.from_config(config).packs_dir / ".half.made" / "manifest.json").write_text("{}")
-    assert not prepare(config, no_start).already_done
-    assert prepare(config, no_start).dataset.num_examples > 0
+    assert not prepare(config, ray_is_running).already_done
+    assert prepare(config, ray_is_running).dataset.num_examples > 0
 
 
 def test_the_feed_streams_the_plan_from_any_step(make_config: Callable[..., Config]) -> None:
-    dataset = prepare(make_config(), no_start).dataset
+    dataset = prepare(make_config(), ray_is_running).dataset
     plan = BatchPlan(dataset.row_groups, 2, 2, 0)
     for start, rank, world_size in ((0, 0, 1), (1, 1, 3)):
         expected = [

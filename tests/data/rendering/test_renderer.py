@@ -1,4 +1,4 @@
-"""No text from a user becomes a control token, and many rows at once become the tokens of transformers' slow way."""
+"""Rows rendered in batches get the tokens that transformers gives one by one, and users write no special token."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,108 +10,117 @@ from hypothesis import strategies as st
 from instruct_ray.data.example import Example
 from instruct_ray.data.rendering.contract import Message
 from instruct_ray.data.rendering.renderer import Renderer
-from instruct_ray.data.sources.readers import RowError
+from instruct_ray.data.sources.records import RowError
 from instruct_ray.data.sources.triple import Triple
 from instruct_ray.errors import InputError
-from tests.data.rendering.families import CORPUS, FAMILIES, control_ids, renderer_of, slow, user
+from tests.data.rendering.families import (
+    CORPUS,
+    FAMILIES,
+    encode_with_transformers,
+    find_special_ids,
+    make_renderer,
+    user,
+)
 
-# Marks of transformers and of other uses, zero width, homoglyphs, combining characters, odd spaces.
+# Markers of transformers and of other programs, zero width, homoglyphs, combining characters, odd spaces.
 TRICKS = [
     "\U000f0000", "\U000f0001", "\ue000", "\uf8ff", "\u200b", "\u200d", "\ufeff", "\u2581", "\u0338", "\u0301",
     "\uff1c", "\uff5c", "\uff1e", "\u212a", "\u00a0", "\u3000", "\u2028", "\t", "\r\n", "\n", "\n\n", " ", "  ",
     "<", "|", ">", "[", "]", "/", "\x85", "İ", "e\u0301", "<0x0A>", "{{ bos_token }}", "### Response:\n", "<<SYS>>",
 ]  # fmt: skip
 OPEN, CLOSE = TRICKS[:2]
-ALL = list(FAMILIES)
 
 
 @pytest.fixture(scope="module")
-def family(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Renderer:
-    return renderer_of(FAMILIES[request.param], tmp_path_factory.mktemp("family"))
+def renderer(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Renderer:
+    return make_renderer(FAMILIES[request.param], tmp_path_factory.mktemp("family"))
 
 
-each_family = pytest.mark.parametrize("family", ALL, indirect=True)
+all_families = pytest.mark.parametrize("renderer", list(FAMILIES), indirect=True)
 
 
-def hostile(renderer: Renderer) -> st.SearchStrategy[str]:
-    """Text out of the tokenizer's own added tokens, whole, split, marked and disguised."""
-    added = [token.content for token in renderer.tokenizer.added_tokens_decoder.values()]
-    whole = st.sampled_from(added)
-    halves = st.tuples(whole, st.integers(1, 8)).map(lambda part: part[0][: part[1]])
-    ends = st.tuples(whole, st.integers(1, 8)).map(lambda part: part[0][-part[1] :])
-    nested = st.tuples(whole, whole, st.integers(1, 6)).map(
+def hostile_texts(renderer: Renderer) -> st.SearchStrategy[str]:
+    """Text made of the tokenizer's added tokens: entire, split, nested, between markers and disguised."""
+    added = st.sampled_from([token.content for token in renderer.tokenizer.added_tokens_decoder.values()])
+    prefixes = st.tuples(added, st.integers(1, 8)).map(lambda part: part[0][: part[1]])
+    suffixes = st.tuples(added, st.integers(1, 8)).map(lambda part: part[0][-part[1] :])
+    nested = st.tuples(added, added, st.integers(1, 6)).map(
         lambda part: part[0][: part[2]] + part[1] + part[0][part[2] :]
     )
-    marked = whole.map(lambda token: OPEN + token + CLOSE)
+    marked = added.map(lambda token: OPEN + token + CLOSE)
     words = st.sampled_from([*TRICKS, *CORPUS.split()[:40]])
-    pieces = st.one_of(whole, halves, ends, nested, marked, words, st.text(max_size=4))
-    return st.lists(pieces, min_size=1, max_size=6).map("".join)
+    parts = st.one_of(added, prefixes, suffixes, nested, marked, words, st.text(max_size=4))
+    return st.lists(parts, min_size=1, max_size=6).map("".join)
 
 
-def triples(renderer: Renderer, takes_system: bool) -> st.SearchStrategy[Triple]:
-    text = hostile(renderer)
+def hostile_triples(renderer: Renderer, supports_system: bool) -> st.SearchStrategy[Triple]:
+    text = hostile_texts(renderer)
     return st.builds(
         Triple,
         id=st.just("row"),
         instruction=text,
         input=st.one_of(st.just(""), text),
         output=text,
-        system=st.one_of(st.none(), text) if takes_system else st.none(),
+        system=st.one_of(st.none(), text) if supports_system else st.none(),
         history=st.lists(st.tuples(text, text), max_size=2).map(tuple),
     )
 
 
-def examples_of(renderer: Renderer, rows: Sequence[Triple]) -> list[list[Example]]:
-    found = renderer.examples([row.id for row in rows], rows)
-    assert not [row for row in found if isinstance(row, RowError)]
-    return [row for row in found if not isinstance(row, RowError)]
+def render_rows(renderer: Renderer, triples: Sequence[Triple]) -> list[list[Example]]:
+    """Render rows as examples; none of them may be an error."""
+    rows = renderer.examples([triple.id for triple in triples], triples)
+    assert not [row for row in rows if isinstance(row, RowError)]
+    return [row for row in rows if not isinstance(row, RowError)]
 
 
-def neutral(chat: Sequence[Message]) -> list[Message]:
+def replace_content(chat: Sequence[Message]) -> list[Message]:
     return [{"role": message["role"], "content": "x"} for message in chat]
 
 
-@each_family
-def test_rows_become_what_transformers_makes_of_them_and_no_text_a_control_token(
-    family: Renderer, request: pytest.FixtureRequest
+@all_families
+def test_hostile_rows_match_transformers_and_write_no_special_token(
+    renderer: Renderer, request: pytest.FixtureRequest
 ) -> None:
-    takes_system = FAMILIES[request.node.callspec.params["family"]].takes_system
+    supports_system = FAMILIES[request.node.callspec.params["renderer"]].supports_system
+
+    def special_ids(ids: Sequence[int]) -> list[int]:
+        return find_special_ids(renderer, ids)
 
     @settings(deadline=None, max_examples=20)
-    @given(st.lists(triples(family, takes_system), min_size=1, max_size=4))
-    def check(rows: list[Triple]) -> None:
-        for row, examples in zip(rows, examples_of(family, rows), strict=True):
-            chat = family.chat(row)
+    @given(st.lists(hostile_triples(renderer, supports_system), min_size=1, max_size=4))
+    def check(triples: list[Triple]) -> None:
+        for triple, examples in zip(triples, render_rows(renderer, triples), strict=True):
+            chat = renderer.chat(triple)
             prompts = [chat[: index + 1] for index, message in enumerate(chat) if message["role"] == "user"]
-            answers = [*(answer for _, answer in row.history), row.output]
+            answers = [*(answer for _, answer in triple.history), triple.output]
             for prompt, answer, example in zip(prompts, answers, examples, strict=True):
-                assert example.prompt_ids == slow(family, prompt) == family.prompt(prompt)
-                assert control_ids(family, example.prompt_ids) == control_ids(family, family.prompt(neutral(prompt)))
-                assert example.completion_ids == family.completion(answer)
-                assert control_ids(family, example.completion_ids) == [family.contract.stop_token_id]
+                assert example.prompt_ids == encode_with_transformers(renderer, prompt) == renderer.prompt(prompt)
+                assert special_ids(example.prompt_ids) == special_ids(renderer.prompt(replace_content(prompt)))
+                assert example.completion_ids == renderer.completion(answer)
+                assert special_ids(example.completion_ids) == [renderer.contract.stop_token_id]
 
     check()
 
 
-@each_family
-def test_plain_rows_become_what_transformers_makes_of_them(family: Renderer) -> None:
-    """As above with harmless text of any alphabet, which takes the fast way."""
+@all_families
+def test_harmless_rows_match_transformers(renderer: Renderer) -> None:
+    """Harmless text of any alphabet is encoded in batches."""
 
     @settings(deadline=None, max_examples=20)
     @given(st.lists(st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=30), min_size=1, max_size=8))
     def check(texts: list[str]) -> None:
-        rows = [Triple("row", text, "", "Low") for text in texts]
-        for row, [example] in zip(rows, examples_of(family, rows), strict=True):
-            assert example.prompt_ids == slow(family, family.chat(row))
+        triples = [Triple("row", text, "", "Low") for text in texts]
+        for triple, [example] in zip(triples, render_rows(renderer, triples), strict=True):
+            assert example.prompt_ids == encode_with_transformers(renderer, renderer.chat(triple))
 
     check()
 
 
-def test_a_chat_that_the_template_refuses_is_one_bad_row(tmp_path: Path) -> None:
-    renderer = renderer_of(FAMILIES["gemma"], tmp_path)
-    rows = [Triple("a", "x", "", "y", system="Be brief."), Triple("b", "x", "", "y")]
-    refused, [kept] = renderer.examples(["a", "b"], rows)
-    assert isinstance(refused, RowError) and refused.reason == "template" and "System role" in refused.detail
-    assert isinstance(kept, Example) and kept.prompt_ids == renderer.prompt(user("x"))
+def test_chat_that_the_template_rejects_is_one_row_error(tmp_path: Path) -> None:
+    renderer = make_renderer(FAMILIES["gemma"], tmp_path)
+    triples = [Triple("a", "x", "", "y", system="Be brief."), Triple("b", "x", "", "y")]
+    error, [example] = renderer.examples(["a", "b"], triples)
+    assert isinstance(error, RowError) and error.reason == "template" and "System role" in error.detail
+    assert isinstance(example, Example) and example.prompt_ids == renderer.prompt(user("x"))
     with pytest.raises(InputError, match="a chat without messages"):
         renderer.prompt([])

@@ -1,4 +1,4 @@
-"""Rows that are too long: left out, or their input cut; the answer never."""
+"""Rows that are too long are dropped or have their input truncated; answers are never truncated."""
 
 from pathlib import Path
 from typing import Any
@@ -22,26 +22,26 @@ def renderer(base_folder: Path) -> Renderer:
     return derive_renderer(base_folder, None)
 
 
-def fitted(renderer: Renderer, triple: Triple, **options: Any) -> FittedRow | TooLongRow | RowError:
+def fit_row(renderer: Renderer, triple: Triple, **options: Any) -> FittedRow | TooLongRow | RowError:
     data = DataConfig.model_validate({"sources": ["x"], "max_tokens": LIMIT, **options})
     [result] = fit_to_limit(renderer, ["0:0"], [triple], data)
     return result
 
 
-def size_of(renderer: Renderer, triple: Triple) -> int:
-    found = fitted(renderer, triple, max_tokens=10**6, pack_tokens=10**6)
-    assert isinstance(found, FittedRow)
-    return found.num_tokens
+def count_tokens(renderer: Renderer, triple: Triple) -> int:
+    row = fit_row(renderer, triple, max_tokens=10**6, pack_tokens=10**6)
+    assert isinstance(row, FittedRow)
+    return row.num_tokens
 
 
-def test_the_limits_hold_exactly(renderer: Renderer) -> None:
+def test_limits_are_exact(renderer: Renderer) -> None:
     triple = Triple("a", "Rate", "search is slow", "High")
-    size = size_of(renderer, triple)
-    for over in ({"max_tokens": size - 1}, {"pack_tokens": size - 2}):
-        assert fitted(renderer, triple, **{"max_tokens": size, "pack_tokens": size, **over}) == TooLongRow(size)
-    # The stop token is predicted, never read: a pack computes one token less than it holds.
-    fits = fitted(renderer, triple, max_tokens=size, pack_tokens=size - 1)
-    assert isinstance(fits, FittedRow) and fits.num_tokens == size and not fits.was_truncated
+    size = count_tokens(renderer, triple)
+    for limit in ({"max_tokens": size - 1}, {"pack_tokens": size - 2}):
+        assert fit_row(renderer, triple, **{"max_tokens": size, "pack_tokens": size, **limit}) == TooLongRow(size)
+    # The model never reads the stop token, so the row needs one token less of a pack.
+    row = fit_row(renderer, triple, max_tokens=size, pack_tokens=size - 1)
+    assert isinstance(row, FittedRow) and row.num_tokens == size and not row.was_truncated
 
 
 inputs = st.lists(
@@ -55,30 +55,30 @@ inputs = st.lists(
 
 @settings(deadline=None)
 @given(inputs)
-def test_a_cut_input_fits_and_nothing_else_is_lost(renderer: Renderer, text: str) -> None:
+def test_truncation_shortens_only_the_input_and_as_little_as_possible(renderer: Renderer, text: str) -> None:
     triple = Triple("a", "Rate this.", text, "a typo on the page")
-    found = fitted(renderer, triple, too_long="cut")
-    if isinstance(found, RowError) or (isinstance(found, FittedRow) and not found.was_truncated):
+    row = fit_row(renderer, triple, too_long="cut")
+    if isinstance(row, RowError) or (isinstance(row, FittedRow) and not row.was_truncated):
         return
-    assert isinstance(found, FittedRow), "there is room for some of the input"
-    assert found.original == triple
-    assert text.startswith(found.triple.input) and found.triple.input.strip()
-    assert found.triple == Triple("a", "Rate this.", found.triple.input, triple.output)
-    [example] = found.examples
+    assert isinstance(row, FittedRow), "there is room for some of the input"
+    assert row.original == triple
+    assert text.startswith(row.triple.input) and row.triple.input.strip()
+    assert row.triple == Triple("a", "Rate this.", row.triple.input, triple.output)
+    [example] = row.examples
     assert list(example.completion_ids) == list(renderer.completion(triple.output))
-    assert list(example.prompt_ids) == list(renderer.prompt(renderer.messages("Rate this.", found.triple.input)))
-    # Full up to a character or the blanks at the end, which may be many tokens.
-    kept = found.triple.input
+    assert list(example.prompt_ids) == list(renderer.prompt(renderer.messages("Rate this.", row.triple.input)))
+    # Full up to a character or the white space at the end, which may be many tokens.
+    kept = row.triple.input
     rest = text[len(kept) :]
-    more = kept + rest[: len(rest) - len(rest.lstrip()) + 2]
-    assert example.num_tokens <= LIMIT < size_of(renderer, Triple("a", "Rate this.", more, triple.output)) + 3
+    longer = kept + rest[: len(rest) - len(rest.lstrip()) + 2]
+    assert example.num_tokens <= LIMIT < count_tokens(renderer, Triple("a", "Rate this.", longer, triple.output)) + 3
 
 
 @pytest.mark.parametrize("character", ["😀", "日", "é"])
-def test_a_character_of_many_tokens_is_cut_whole(renderer: Renderer, character: str) -> None:
-    for pad in range(5):
-        found = fitted(renderer, Triple("a", "Rate" + "?" * pad, character * 60, "High"), too_long="cut")
-        assert isinstance(found, FittedRow) and set(found.triple.input) == {character}
+def test_truncation_does_not_split_a_character_of_several_tokens(renderer: Renderer, character: str) -> None:
+    for num_extra in range(5):
+        row = fit_row(renderer, Triple("a", "Rate" + "?" * num_extra, character * 60, "High"), too_long="cut")
+        assert isinstance(row, FittedRow) and set(row.triple.input) == {character}
 
 
 @pytest.mark.parametrize(
@@ -91,14 +91,14 @@ def test_a_character_of_many_tokens_is_cut_whole(renderer: Renderer, character: 
     ],
 )
 @pytest.mark.parametrize("policy", ["drop", "cut"])
-def test_what_can_not_be_cut_is_left_out(renderer: Renderer, triple: Triple, policy: str) -> None:
-    found = fitted(renderer, triple, too_long=policy)
-    assert isinstance(found, TooLongRow) and found.num_tokens > LIMIT
+def test_row_that_can_not_be_truncated_is_too_long(renderer: Renderer, triple: Triple, policy: str) -> None:
+    row = fit_row(renderer, triple, too_long=policy)
+    assert isinstance(row, TooLongRow) and row.num_tokens > LIMIT
 
 
-def test_good_rows_beside_long_ones_are_kept(renderer: Renderer) -> None:
-    rows = [Triple(str(n), "Rate", "x" * (n % 2 * 200), "High") for n in range(6)]
+def test_too_long_rows_do_not_affect_the_others(renderer: Renderer) -> None:
+    triples = [Triple(str(n), "Rate", "x" * (n % 2 * 200), "High") for n in range(6)]
     data = DataConfig.model_validate({"sources": ["x"], "max_tokens": LIMIT})
-    found = fit_to_limit(renderer, [row.id for row in rows], rows, data)
-    assert [isinstance(result, FittedRow) for result in found] == [True, False] * 3
-    assert [result.examples[0].row_id for result in found if isinstance(result, FittedRow)] == ["0", "2", "4"]
+    rows = fit_to_limit(renderer, [triple.id for triple in triples], triples, data)
+    assert [isinstance(row, FittedRow) for row in rows] == [True, False] * 3
+    assert [row.examples[0].row_id for row in rows if isinstance(row, FittedRow)] == ["0", "2", "4"]

@@ -16,8 +16,8 @@ from instruct_ray.data.ledger import trained_row_ids
 from instruct_ray.data.prepare.pipeline import prepare
 from instruct_ray.data.report import report
 from instruct_ray.data.report.report import NUM_BARS, OUTCOME_TEXTS, RowLocator, histogram, render_report, short_names
-from instruct_ray.data.sources.files import SourceFile
-from tests.fakes import no_start
+from instruct_ray.data.sources.source_file import SourceFile
+from tests.fakes import ray_is_running
 
 HOSTILE = "</pre><script>alert(1)</script>\"'><img src=x onerror=alert(2)>"
 VOID = {"meta", "img", "br", "link", "input"}
@@ -69,7 +69,7 @@ def hostile_config(make_config: Callable[..., Config], tmp_path: Path, hostile_r
 
 @pytest.mark.usefixtures("ray_4_cpus")
 def test_a_prepared_folder_tells_what_became_of_the_rows(hostile_config: Config) -> None:
-    dataset = prepare(hostile_config, no_start).dataset
+    dataset = prepare(hostile_config, ray_is_running).dataset
     values = json.loads((dataset.path / "report.json").read_text())
     assert values["fates"] == dataset.manifest["fates"]
     assert sum(values["fates"].values()) == values["num_read"] == 43
@@ -89,7 +89,7 @@ def test_a_prepared_folder_tells_what_became_of_the_rows(hostile_config: Config)
 
 @pytest.mark.usefixtures("ray_4_cpus")
 def test_nothing_from_the_data_becomes_markup(hostile_config: Config) -> None:
-    dataset = prepare(hostile_config, no_start).dataset
+    dataset = prepare(hostile_config, ray_is_running).dataset
     content = (dataset.path / "report.html").read_text()
     page = Page(content)
     assert not page.tags & {"script", "img", "link", "iframe", "object"}
@@ -104,7 +104,7 @@ def test_nothing_from_the_data_becomes_markup(hostile_config: Config) -> None:
 @pytest.mark.usefixtures("ray_4_cpus")
 def test_another_run_elsewhere_makes_the_same_page(make_config: Callable[..., Config], tmp_path: Path) -> None:
     runs = ({"name": "a"}, {"name": "b", "storage": tmp_path / "elsewhere"})
-    one, other = (prepare(make_config(run=run), no_start).dataset.path for run in runs)
+    one, other = (prepare(make_config(run=run), ray_is_running).dataset.path for run in runs)
     for name in ("report.json", "report.html"):
         assert (one / name).read_bytes() == (other / name).read_bytes()
     assert len(Page((one / "report.html").read_text()).text) > 500

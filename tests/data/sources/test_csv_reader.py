@@ -1,4 +1,4 @@
-"""CSV: quotes, lines and columns as spreadsheets write them; a broken row costs no other."""
+"""CSV as spreadsheets write it; an invalid row does not affect the others."""
 
 import csv
 import hashlib
@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from instruct_ray.data.sources.readers import row_number
 from instruct_ray.errors import InputError
-from tests.data.sources.read_all import files_of, reasons_for, records_of, values_of
+from tests.data.sources.read_all import find_files, read_all_records, read_all_values, replace_errors
 
 HEAD = b"instruction,output\n"
 A, B = {"instruction": "a", "output": "1"}, {"instruction": "b", "output": "2"}
@@ -24,20 +24,20 @@ cell = st.text(st.sampled_from('ab,"\n\r é\u2028'), max_size=6)
     end=st.sampled_from(["\n", "\r\n"]),
     quoting=st.sampled_from([csv.QUOTE_ALL, csv.QUOTE_MINIMAL]),
 )
-def test_what_a_writer_wrote_is_read(tmp_path: Path, rows: list[tuple[str, str]], end: str, quoting: int) -> None:
+def test_reads_back_what_csv_writer_wrote(tmp_path: Path, rows: list[tuple[str, str]], end: str, quoting: int) -> None:
     if quoting == csv.QUOTE_MINIMAL and end == "\n":
-        # Python's writer leaves a carriage return unquoted that is not its own line end.
+        # Python's writer does not quote a carriage return that is not part of its line end.
         rows = [(question.replace("\r", ""), answer.replace("\r", "")) for question, answer in rows]
     text = io.StringIO(newline="")
     writer = csv.writer(text, lineterminator=end, quoting=quoting)
     writer.writerows([("instruction", "output"), *rows])
     path = tmp_path / "a.csv"
     path.write_bytes(text.getvalue().encode())
-    assert values_of(path) == [{"instruction": question, "output": answer} for question, answer in rows]
+    assert read_all_values(path) == [{"instruction": question, "output": answer} for question, answer in rows]
 
 
 @pytest.mark.parametrize(
-    ("bad", "expected"),
+    ("row", "expected"),
     [
         (b"x", ["not_csv"]),
         (b"x,y,z", ["not_csv"]),
@@ -53,21 +53,21 @@ def test_what_a_writer_wrote_is_read(tmp_path: Path, rows: list[tuple[str, str]]
     ],
 )
 @pytest.mark.parametrize("last", [b'"b",2', b"b,2\n"])
-def test_a_bad_row_costs_no_other(tmp_path: Path, bad: bytes, last: bytes, expected: list[object]) -> None:
+def test_invalid_row_does_not_affect_others(tmp_path: Path, row: bytes, last: bytes, expected: list[object]) -> None:
     path = tmp_path / "a.csv"
-    path.write_bytes(HEAD + b"a,1\n" + bad + b"\n" + last)
-    assert values_of(path, max_row_bytes=150) == [A, *expected, B]
+    path.write_bytes(HEAD + b"a,1\n" + row + b"\n" + last)
+    assert read_all_values(path, max_row_bytes=150) == [A, *expected, B]
 
 
-def test_rows_are_named_by_line_and_told_by_bytes(tmp_path: Path) -> None:
-    rows = [b'"two\r\nlines",1\r\n', b"\r\n", b"bad\r\n", b"x," + b"y" * 200 + b"\r\n", b"b,2"]
+def test_row_numbers_are_lines_and_digests_cover_all_bytes(tmp_path: Path) -> None:
+    rows = [b'"two\r\nlines",1\r\n', b"\r\n", b"broken\r\n", b"x," + b"y" * 200 + b"\r\n", b"b,2"]
     path = tmp_path / "a.csv"
     path.write_bytes(HEAD + b"".join(rows))
-    records = records_of(path, max_row_bytes=150)
-    [file] = files_of(path)
+    records = read_all_records(path, max_row_bytes=150)
+    [file] = find_files(path)
     assert [row_number(file, record.position) for record in records] == [2, 5, 6, 7]
-    assert [r.digest for r in records] == [hashlib.sha256(row).digest() for row in rows if row != b"\r\n"]
-    assert reasons_for(r.value for r in records)[1:] == ["not_csv", "too_large", B]
+    assert [record.digest for record in records] == [hashlib.sha256(row).digest() for row in rows if row != b"\r\n"]
+    assert replace_errors(record.value for record in records)[1:] == ["not_csv", "too_large", B]
 
 
 @pytest.mark.parametrize(
@@ -75,14 +75,14 @@ def test_rows_are_named_by_line_and_told_by_bytes(tmp_path: Path) -> None:
     [
         (b"a,b,a\n1,2,3\n", "has two columns named a"),
         ("instruction,output\na,b\n".encode("utf-16"), "is not UTF-8"),
-        (b"instruction\toutput\ra\tb\r", "does not begin with a line of column names"),
-        (b"x" * 300, "does not begin with a line of column names"),
+        (b"instruction\toutput\ra\tb\r", "does not start with a line of column names"),
+        (b"x" * 300, "does not start with a line of column names"),
         (HEAD + b'a,"open\n' + b"line\n" * 40, "the row on line 2 opens a quote that is not closed"),
     ],
 )
-def test_what_is_no_csv_is_one_error(tmp_path: Path, content: bytes, message: str) -> None:
+def test_unreadable_csv_is_an_input_error(tmp_path: Path, content: bytes, message: str) -> None:
     path = tmp_path / "a.csv"
     path.write_bytes(content)
     with pytest.raises(InputError, match=message) as error:
-        records_of(path, max_row_bytes=150)
+        read_all_records(path, max_row_bytes=150)
     assert str(path) in str(error.value)

@@ -1,4 +1,4 @@
-"""Object stores: a real S3 server, read by file, folder and glob, and through a whole prepare on Ray."""
+"""Object stores: a local S3 server, read by file, folder and glob, and by the prepare stage on Ray."""
 
 import json
 import logging
@@ -14,21 +14,22 @@ from moto.server import ThreadedMotoServer
 from instruct_ray.config.schema import Config
 from instruct_ray.data.ledger import read_entries
 from instruct_ray.data.open_run import open_run
-from instruct_ray.data.prepare.pipeline import check_sources_unchanged, prepare
+from instruct_ray.data.prepare.pipeline import prepare
+from instruct_ray.data.prepare.source_changes import check_sources_unchanged
 from instruct_ray.data.sources import files as sources
 from instruct_ray.data.sources.files import file_digests, split_into_chunks
 from instruct_ray.errors import InputError
-from tests.data.sources.read_all import GOOD, files_of, records_of, values_of
-from tests.fakes import never_start, no_start
+from tests.data.sources.read_all import GOOD, find_files, read_all_records, read_all_values
+from tests.fakes import fail_if_ray_starts, ray_is_running
 
-# Ray's workers, which start once for all tests, sign with them; the server takes any.
+# Ray workers start once for all tests and sign requests with these keys; the server accepts any.
 os.environ.setdefault("AWS_ACCESS_KEY_ID", "nobody")
 os.environ.setdefault("AWS_SECRET_ACCESS_KEY", "nothing")
 ROWS = [{**GOOD, "input": f"report {number} of the day"} for number in range(60)]
 
 
 class Bucket:
-    """A bucket of a server on this machine."""
+    """A bucket on a server of this machine."""
 
     def __init__(self, endpoint: str) -> None:
         self.endpoint = endpoint
@@ -73,21 +74,21 @@ def bucket() -> Iterator[Bucket]:
         ("d?y/**/[bc].*", ["b.json", "c.parquet"]),
     ],
 )
-def test_files_folders_and_globs(bucket: Bucket, key: str, names: list[str]) -> None:
-    files = files_of(bucket.uri(key))
+def test_finds_files_folders_and_globs(bucket: Bucket, key: str, names: list[str]) -> None:
+    files = find_files(bucket.uri(key))
     assert [file.name for file in files] == names
     assert len(file_digests(files)) == len(names)
 
 
-def test_rows_are_those_of_a_disk(bucket: Bucket, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_reads_all_rows_in_many_chunks(bucket: Bucket, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sources, "CHUNK_BYTES", 300)
-    assert len(split_into_chunks(files_of(bucket.uri("day")))) > 8
-    assert values_of(bucket.uri("day")) == ROWS
+    assert len(split_into_chunks(find_files(bucket.uri("day")))) > 8
+    assert read_all_values(bucket.uri("day")) == ROWS
 
 
-def test_the_endpoint_may_stand_in_the_environment(bucket: Bucket, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_endpoint_from_environment(bucket: Bucket, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AWS_ENDPOINT_URL", bucket.endpoint)
-    assert len(records_of("s3://rows/day/a b [1].jsonl?region=us-east-1")) == 20
+    assert len(read_all_records("s3://rows/day/a b [1].jsonl?region=us-east-1")) == 20
 
 
 @pytest.mark.parametrize(
@@ -95,36 +96,36 @@ def test_the_endpoint_may_stand_in_the_environment(bucket: Bucket, monkeypatch: 
     [
         ("day/none.jsonl", "rows", "no file"),
         ("none/*.jsonl", "rows", "no file matches"),
-        ("day/README.md", "rows", "is none of .jsonl"),
+        ("day/README.md", "rows", "unknown suffix; known are .jsonl"),
         ("x.jsonl", "elsewhere", "no file"),
     ],
 )
-def test_what_is_not_there_is_named_before_ray_starts(
+def test_missing_source_is_named_before_ray_starts(
     make_config: Callable[..., Config], bucket: Bucket, key: str, name: str, message: str
 ) -> None:
     uri = bucket.uri(key, name)
     with pytest.raises(InputError, match=message) as error:
-        prepare(make_config(data={"sources": [uri]}), never_start)
+        prepare(make_config(data={"sources": [uri]}), fail_if_ray_starts)
     assert uri in str(error.value)
 
 
-def test_a_server_that_is_gone_is_named(make_config: Callable[..., Config]) -> None:
-    # A port of this machine that nobody listens on; without it, the client would try for minutes.
+def test_unreachable_server_is_named(make_config: Callable[..., Config]) -> None:
+    # A local port without a listener fails immediately; the client retries other failures for minutes.
     uri = "s3://rows/x.jsonl?endpoint_override=http://127.0.0.1:9&region=us-east-1"
     with pytest.raises(InputError, match=r"s3://rows/x.jsonl") as error:
-        prepare(make_config(data={"sources": [uri]}), never_start)
+        prepare(make_config(data={"sources": [uri]}), fail_if_ray_starts)
     assert "\n" not in str(error.value)
 
 
 @pytest.mark.usefixtures("ray_4_cpus")
-def test_a_whole_preparation_reads_from_the_store(
+def test_prepare_reads_from_object_store(
     make_config: Callable[..., Config], bucket: Bucket, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sources, "CHUNK_BYTES", 2000)
     config = make_config(data={"sources": [bucket.uri("day")], "near_duplicates": None})
-    dataset = prepare(config, no_start).dataset
-    fates = dataset.manifest["fates"]
-    assert fates["trained"] + fates["test"] == dataset.manifest["num_read"] == len(ROWS)
+    dataset = prepare(config, ray_is_running).dataset
+    outcomes = dataset.manifest["fates"]
+    assert outcomes["trained"] + outcomes["test"] == dataset.manifest["num_read"] == len(ROWS)
     assert [source["name"] for source in dataset.manifest["sources"]] == ["a b [1].jsonl", "b.json", "c.parquet"]
     assert sum(batch.num_rows for batch in read_entries(dataset.path)) == len(ROWS)
     check_sources_unchanged(open_run(config, "evaluate"))

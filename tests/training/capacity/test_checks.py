@@ -32,7 +32,7 @@ from instruct_ray.training.capacity.placement import Node
 from instruct_ray.training.driver.build_spec import build_plan
 from instruct_ray.training.driver.tune import tune
 from instruct_ray.training.worker.spec import PACKING_CHECK_FILE
-from tests.fakes import no_start, say_nothing
+from tests.fakes import ignore_status, ray_is_running
 from tests.training.capacity.waiting_probe import SECONDS
 
 # 8 billion parameters, in the shape of Llama 3.
@@ -107,15 +107,15 @@ def test_offloading_fills_the_node(large: CheckInput) -> None:
 @pytest.mark.usefixtures("ray_4_cpus")
 def test_a_run_that_fits_is_fine(make_config: Callable[..., Config]) -> None:
     config = make_config()
-    prepare(config, no_start)
-    findings = run_checks(config, say_nothing, no_start, is_timed=True)
+    prepare(config, ray_is_running)
+    findings = run_checks(config, ignore_status, ray_is_running, is_timed=True)
     assert {finding.verdict for finding in findings} == {"ok"}
     subjects = ["placement", "storage", "memory", "disk", "local disk", "packs", "steps", "packing proof", "time"]
     assert [finding.check for finding in findings] == subjects
     # Training takes the proof from there.
     assert (RunFolder.from_config(config).path / PACKING_CHECK_FILE).is_file()
     num_steps = build_plan(config, find_packs(RunFolder.from_config(config))).num_steps
-    expected = rf"0:00:\d\d for all {num_steps} steps \([\d.]+ s a step, the median of \d+\), checkpoints not counted"
+    expected = rf"0:00:\d\d for all {num_steps} steps \([\d.]+ s per step, the median of \d+\), checkpoints not counted"
     assert re.fullmatch(expected, said_of("time", findings).message)
     # Neither of what was tried on the storage nor of the short copy is anything left.
     assert list(config.run.storage.iterdir()) == [RunFolder.from_config(config).path]
@@ -124,7 +124,7 @@ def test_a_run_that_fits_is_fine(make_config: Callable[..., Config]) -> None:
 
 @pytest.mark.usefixtures("ray_4_cpus")
 def test_a_run_that_is_not_prepared_is_examined_too(make_config: Callable[..., Config]) -> None:
-    findings = run_checks(make_config(), say_nothing, no_start, is_timed=True)
+    findings = run_checks(make_config(), ignore_status, ray_is_running, is_timed=True)
     assert "not prepared yet" in said_of("packs", findings).message
     assert said_of("memory", findings).verdict == "ok"
     assert said_of("time", findings).message == "not timed: no packs yet"
@@ -133,18 +133,18 @@ def test_a_run_that_is_not_prepared_is_examined_too(make_config: Callable[..., C
 @pytest.mark.usefixtures("ray_4_cpus")
 def test_workers_without_packs_are_told(make_config: Callable[..., Config]) -> None:
     config = make_config(train={"examples_per_step": 1, "num_workers": 3})
-    prepare(config, no_start)
-    steps = said_of("steps", run_checks(config, say_nothing, no_start, is_timed=False))
+    prepare(config, ray_is_running)
+    steps = said_of("steps", run_checks(config, ignore_status, ray_is_running, is_timed=False))
     assert steps.verdict == "warning"
-    assert "2 worker(s) get none: raise train.examples_per_step" in steps.message
+    assert "2 worker(s) get no pack: raise train.examples_per_step" in steps.message
 
 
 @pytest.mark.usefixtures("ray_4_cpus")
 def test_an_unplaceable_run_is_refused_and_can_be_changed(make_config: Callable[..., Config]) -> None:
     config = make_config(train={"num_workers": 4})
-    prepare(config, no_start)
+    prepare(config, ray_is_running)
     with pytest.raises(InputError, match=r"placement: 4 worker\(s\) of 1 CPU beside 1 CPU .* take train.num_workers=3"):
-        tune(config, say_nothing, no_start)
+        tune(config, ignore_status, ray_is_running)
     # Another stage is another run, if one has begun: this one has not.
     check_config_unchanged(make_config(train={"num_workers": 2, "zero_stage": 3}), *SECTIONS["tune"])
 

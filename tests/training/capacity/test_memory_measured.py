@@ -19,7 +19,7 @@ from instruct_ray.run.folder import RunFolder
 from instruct_ray.training.capacity.memory import GIB, checkpoint_bytes, estimate_memory
 from instruct_ray.training.capacity.model_sizer import ModelSizer
 from instruct_ray.training.driver.tune import tune
-from tests.fakes import no_start, say_nothing
+from tests.fakes import ignore_status, ray_is_running
 
 pytestmark = [
     pytest.mark.usefixtures("ray_4_cpus"),
@@ -69,9 +69,9 @@ def test_workers_take_what_was_estimated(
         data={"pack_tokens": pack_tokens, "max_tokens": 256},
         train={"examples_per_step": 24, "epochs": 1, **train},
     )
-    prepare(config, no_start)
+    prepare(config, ray_is_running)
     with peaks() as found:
-        tune(config, say_nothing, no_start)
+        tune(config, ignore_status, ray_is_running)
     sizer = ModelSizer.from_packs(
         AutoConfig.from_pretrained(resolve_base_model(config).folder),
         None,

@@ -11,7 +11,7 @@ from instruct_ray.config.schema import Config
 from instruct_ray.data.prepare.pipeline import prepare
 from instruct_ray.run.folder import RunFolder
 from instruct_ray.training.driver.tune import tune
-from tests.fakes import no_start, say_nothing
+from tests.fakes import ignore_status, ray_is_running
 from tests.training.driver.test_tune import metrics_of
 
 pytestmark = [pytest.mark.usefixtures("ray_4_cpus"), pytest.mark.slow]
@@ -27,8 +27,8 @@ def test_adapters_continue_with_another_number_of_workers(make_config: Callable[
     def config(name: str, num_workers: int) -> Config:
         train = {**TRAIN, "zero_stage": stage, "num_workers": num_workers}
         made = make_config(run={"name": name}, model={"lora": {"rank": 2}}, train=train)
-        prepare(made, no_start)
-        tune(made, say_nothing, no_start)
+        prepare(made, ray_is_running)
+        tune(made, ignore_status, ray_is_running)
         return made
 
     whole, stopped = config("whole", 1), config("resized", 2)

@@ -1,6 +1,6 @@
-"""One rank of a short training in fp32: losses and gradient norms of every step. Rank 0 prints JSON.
+"""One rank of a short training in fp32; rank 0 prints losses and gradient norms of every step as JSON.
 
-python -m tests.training.distributed.numerics_probe RANK WORLD_SIZE FOLDER STAGE        (DeepSpeed wants processes of its own)
+python -m tests.training.distributed.numerics_probe RANK WORLD_SIZE FOLDER STAGE      (DeepSpeed needs its own process)
 """
 
 import json
@@ -21,7 +21,7 @@ from instruct_ray.training.model.packing_check import PackingCheck
 from instruct_ray.training.model.requirements import packed_attn_implementation
 from instruct_ray.training.worker.lr_schedule import learning_rate_at
 from instruct_ray.training.worker.step import make_loss_fn, summarize_step, train_step
-from tests.training.processes import together
+from tests.training.processes import process_group
 from tests.training.tiny_models import CPU
 
 PACKS_PER_STEP = 4
@@ -29,31 +29,31 @@ NUM_EPOCHS = 3
 
 
 def main(rank: int, world_size: int, folder: Path, stage: str) -> None:
-    """The steps of the plan, as the loop does them."""
-    with together(rank, world_size, folder):
+    """Train all steps of a plan, as the train loop does."""
+    with process_group(rank, world_size, folder):
         train = TrainConfig.model_validate({"zero_stage": int(stage), "precision": "fp32", "learning_rate": 3e-3})
-        dataset, config = PackedDataset.open(folder / "packs"), AutoConfig.from_pretrained(folder / "base")
+        dataset, hf_config = PackedDataset.open(folder / "packs"), AutoConfig.from_pretrained(folder / "base")
         plan = BatchPlan(dataset.row_groups, PACKS_PER_STEP, NUM_EPOCHS, seed=0)
-        implementation = packed_attn_implementation(config, CPU)
-        proof = PackingCheck(path="packed", reason="", implementation=implementation, versions={})
+        attn_implementation = packed_attn_implementation(hf_config, CPU)
+        check = PackingCheck(path="packed", reason="", attn_implementation=attn_implementation, versions={})
         engine = DeepSpeedEngine(
             train,
             plan.packs_per_rank(world_size),
             world_size,
-            lambda: load_model(folder / "base", None, train, torch.float32, 0, implementation),
+            lambda: load_model(folder / "base", None, train, torch.float32, 0, attn_implementation),
         )
-        loss_fn = make_loss_fn(config, proof, torch.float32)
+        loss_fn = make_loss_fn(hf_config, check, torch.float32)
         losses, norms = [], []
         for step in range(plan.num_steps):
-            share = plan.rank_packs(step, rank, world_size)
-            packs = [empty_pack() if index is None else dataset.take([index])[0] for index in share]
-            num_trained = int(dataset.num_target_tokens[plan.step_packs(step)].sum())
+            indices = plan.rank_packs(step, rank, world_size)
+            packs = [empty_pack() if index is None else dataset.take([index])[0] for index in indices]
+            num_target_tokens = int(dataset.num_target_tokens[plan.step_packs(step)].sum())
             learning_rate = learning_rate_at(step, plan.num_steps, train)
-            local = train_step(engine, loss_fn, packs, num_trained, learning_rate)
+            local = train_step(engine, loss_fn, packs, num_target_tokens, learning_rate)
             totals = all_reduce_sums(local.sums(), engine.device)
-            done = summarize_step(engine, local, totals, num_trained)
-            losses.append(done.loss)
-            norms.append(done.grad_norm)
+            result = summarize_step(engine, local, totals, num_target_tokens)
+            losses.append(result.loss)
+            norms.append(result.grad_norm)
         print(json.dumps({"losses": losses, "norms": norms}))
 
 

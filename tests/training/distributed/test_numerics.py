@@ -1,5 +1,4 @@
-"""However many ranks share the packs of a step, and at every stage, losses and gradients are the same; and they are
-those of the day this list was written."""
+"""Losses and gradient norms are the same at every ZeRO stage and number of ranks, and equal recorded values."""
 
 from pathlib import Path
 
@@ -10,7 +9,7 @@ from tests.training.processes import run_ranks
 from tests.training.tiny_models import CONFIGS, EXAMPLES, make_model, save_packs
 
 PACK_TOKENS = 20
-# One rank, four packs a step, no sharding, in fp32 on CPU.
+# Recorded with one rank, four packs per step, ZeRO stage 0, in fp32 on a CPU.
 LOSSES = [
     5.660721,
     3.809328,
@@ -39,13 +38,13 @@ NORMS = [
     2.560232,
     3.786133,
 ]
-# Sums in another order: measured 1e-6 for losses, 4e-6 for norms.
+# For sums in another order; measured: 1e-6 for losses, 4e-6 for norms.
 TOLERANCE = 3e-5
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The base and its packs."""
+    """A base model and its packs."""
     folder = tmp_path_factory.mktemp("numerics")
     make_model(CONFIGS["qwen3"]).save_pretrained(folder / "base")
     packs = 3 * list(pack_examples(EXAMPLES, PACK_TOKENS))
@@ -58,10 +57,10 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     [
         (1, 0),
         (2, 2),
-        *(pytest.param(*each, marks=pytest.mark.slow) for each in ((4, 1), (2, 0), (2, 1), (4, 2), (2, 3), (4, 3))),
+        *(pytest.param(*case, marks=pytest.mark.slow) for case in ((4, 1), (2, 0), (2, 1), (4, 2), (2, 3), (4, 3))),
     ],
 )
-def test_the_curve_is_the_pinned_one(world_size: int, stage: int, folder: Path) -> None:
-    for found in run_ranks("tests.training.distributed.numerics_probe", world_size, folder, str(stage)):
-        assert found["losses"] == pytest.approx(LOSSES, rel=TOLERANCE)
-        assert found["norms"] == pytest.approx(NORMS, rel=TOLERANCE)
+def test_losses_and_norms_equal_recorded_ones(world_size: int, stage: int, folder: Path) -> None:
+    for rank in run_ranks("tests.training.distributed.numerics_probe", world_size, folder, str(stage)):
+        assert rank["losses"] == pytest.approx(LOSSES, rel=TOLERANCE)
+        assert rank["norms"] == pytest.approx(NORMS, rel=TOLERANCE)

@@ -24,7 +24,7 @@ from instruct_ray.training.model.load import DTYPES, load_model
 from instruct_ray.training.model.loss import pack_loss
 from instruct_ray.training.model.requirements import packed_attn_implementation
 from instruct_ray.training.model.tree_mask import MaskLayout
-from tests.training.processes import together
+from tests.training.processes import process_group
 from tests.training.tiny_models import CONFIGS, CPU
 
 # Name -> (base, adapters).
@@ -144,7 +144,7 @@ def broken(probe: Probe, case: str) -> dict[str, str]:
 
 def main(rank: int, world_size: int, folder: Path, stage: str, precision: str) -> None:
     """All cases, one after the other."""
-    with together(rank, world_size, folder):
+    with process_group(rank, world_size, folder):
         found: dict[str, Any] = {}
         for case in CASES:
             probe = Probe(rank, int(stage), precision, folder, case)

@@ -28,7 +28,7 @@ from instruct_ray.training.driver.tune import tune
 from instruct_ray.training.model.lora import check_adapter_matches
 from instruct_ray.training.model.requirements import linear_layer_names
 from tests import tiny
-from tests.fakes import never_start, no_start, say_nothing
+from tests.fakes import fail_if_ray_starts, ignore_status, ray_is_running
 
 pytestmark = pytest.mark.usefixtures("ray_4_cpus")
 LORA = {"rank": 4, "alpha": 8}
@@ -65,10 +65,10 @@ def make(tmp_path_factory: pytest.TempPathFactory, base_folder: Path, triples_fi
 def first(make: Callable[..., Config]) -> Config:
     """A run that left an adapter, with evidence and a version."""
     config = make("adapter", model={"lora": LORA})
-    prepare(config, no_start)
-    tune(config, say_nothing, no_start)
-    evaluate(config, say_nothing, no_start)
-    register(config, say_nothing)
+    prepare(config, ray_is_running)
+    tune(config, ignore_status, ray_is_running)
+    evaluate(config, ignore_status, ray_is_running)
+    register(config, ignore_status)
     return config
 
 
@@ -76,16 +76,16 @@ def first(make: Callable[..., Config]) -> Config:
 def full(make: Callable[..., Config]) -> Config:
     """A run that left all weights, with a system prompt."""
     config = make("full", data={"system_prompt": "Be brief."}, train={"epochs": 8})
-    prepare(config, no_start)
-    tune(config, say_nothing, no_start)
+    prepare(config, ray_is_running)
+    tune(config, ignore_status, ray_is_running)
     return config
 
 
 def test_an_adapter_is_trained_on(make: Callable[..., Config], first: Config, base_folder: Path) -> None:
     start = RunFolder.from_config(first).model_dir
     config = make("continued", model={"base": str(start), "lora": LORA}, train={"zero_stage": 3, "num_workers": 2})
-    prepare(config, no_start)
-    tune(config, say_nothing, no_start)
+    prepare(config, ray_is_running)
+    tune(config, ignore_status, ray_is_running)
     before, after = losses_of(first), losses_of(config)
     assert abs(after[0] - before[-1]) < 0.25 * (before[0] - before[-1])
     assert after[-1] < before[-1]
@@ -101,7 +101,7 @@ def test_an_adapter_is_trained_on(make: Callable[..., Config], first: Config, ba
     for one, other in itertools.combinations((untuned, earlier, plain), 2):
         assert not torch.allclose(one, other, atol=1e-3)
     # The zero-shot arm is what the run started from.
-    evaluate(config, say_nothing, no_start)
+    evaluate(config, ignore_status, ray_is_running)
     answers = [
         RunFolder.from_config(each).evidence_file.with_name("answers.jsonl").read_text() for each in (first, config)
     ]
@@ -115,8 +115,8 @@ def test_the_first_step_is_the_adapters_own(make: Callable[..., Config], first: 
     start = RunFolder.from_config(first).model_dir
     train = {"epochs": 1, "learning_rate": 1e-12}
     config = make("still", model={"base": str(start), "lora": LORA}, train=train)
-    prepare(config, no_start)
-    tune(config, say_nothing, no_start)
+    prepare(config, ray_is_running)
+    tune(config, ignore_status, ray_is_running)
     expected, found = (
         load_file(RunFolder.from_config(each).model_dir / "adapter_model.safetensors") for each in (first, config)
     )
@@ -151,9 +151,9 @@ def test_the_same_targets_in_other_words_are_the_same(first: Config, base_folder
 
 def test_they_are_refused_before_a_worker_starts(make: Callable[..., Config], first: Config) -> None:
     config = make("other", model={"base": str(RunFolder.from_config(first).model_dir), "lora": {"rank": 8, "alpha": 8}})
-    prepare(config, no_start)
+    prepare(config, ray_is_running)
     with pytest.raises(InputError, match=r"model\.lora\.rank: 8 here, 4 in the adapter"):
-        tune(config, say_nothing, never_start)
+        tune(config, ignore_status, fail_if_ray_starts)
 
 
 @pytest.mark.parametrize(
@@ -164,8 +164,8 @@ def test_another_contract_is_refused(
 ) -> None:
     start = RunFolder.from_config(request.getfixturevalue(earlier)).model
     config = make("never", model={"base": str(start)}, data={"system_prompt": prompt})
-    with pytest.raises(InputError, match=r"data\.system_prompt: .* was tuned by contract [0-9a-f]{12} "):
-        prepare(config, never_start)
+    with pytest.raises(InputError, match=r"data\.system_prompt: .* was tuned with contract [0-9a-f]{12} "):
+        prepare(config, fail_if_ray_starts)
     assert not RunFolder.from_config(config).path.exists()
 
 
@@ -173,12 +173,12 @@ def test_another_contract_is_refused(
 def test_all_weights_are_trained_on(make: Callable[..., Config], full: Config) -> None:
     start = RunFolder.from_config(full).model_dir
     config = make("full-2", model={"base": str(start)}, data={"system_prompt": "Be brief."})
-    prepare(config, no_start)
+    prepare(config, ray_is_running)
     assert (
         find_packs(RunFolder.from_config(config)).manifest["contract_digest"]
         == find_packs(RunFolder.from_config(full)).manifest["contract_digest"]
     )
-    tune(config, say_nothing, no_start)
+    tune(config, ignore_status, ray_is_running)
     before, after = losses_of(full), losses_of(config)
     assert abs(after[0] - before[-1]) < 0.25 * (before[0] - before[-1])
     assert resolve_base_model(config).initial_model_dir == start
@@ -189,19 +189,19 @@ def test_a_version_is_trained_on_and_stays_the_same_when_its_alias_moves(
     make: Callable[..., Config], first: Config
 ) -> None:
     config = make("version", model={"base": "models:/tiny@champion", "lora": LORA}, train={"epochs": 1})
-    prepare(config, no_start)
-    tune(config, say_nothing, no_start)
+    prepare(config, ray_is_running)
+    tune(config, ignore_status, ray_is_running)
     before, after = losses_of(first), losses_of(config)
     assert abs(after[0] - before[-1]) < 0.25 * (before[0] - before[-1])
-    evaluate(config, say_nothing, no_start)
-    version, _ = register(config, say_nothing)
+    evaluate(config, ignore_status, ray_is_running)
+    version, _ = register(config, ignore_status)
     assert version.number == "2"
     assert version.tags["base"] == "models:/tiny/1"
     assert version.tags["form"] == "adapter"
     assert ModelRegistry(tracking_uri(config)).aliases("tiny")["champion"] == "2"
     found = resolve_base_model(config)
     assert found.name == "models:/tiny/1"
-    assert tune(config, say_nothing, never_start).already_done
+    assert tune(config, ignore_status, fail_if_ray_starts).already_done
     # One that begins now starts from the new one.
     assert resolve_base_model(make("later", model={"base": "models:/tiny@champion"})).name == "models:/tiny/2"
     assert resolve_base_model(make("later", model={"base": "models:/tiny/1"})).digest == found.digest
@@ -220,7 +220,7 @@ def test_a_registered_adapter_answers_from_where_it_was_downloaded(first: Config
         ("models:/tiny@nobody", "has no alias nobody"),
         ("models:/tiny/99", "has no version 99"),
         ("models:/other@champion", "no registered model other"),
-        ("models:/tiny", "is no model reference"),
+        ("models:/tiny", "is not a model reference"),
     ],
 )
 def test_a_version_that_is_not_there_is_named(
@@ -255,7 +255,7 @@ def test_an_adapter_whose_base_changed_is_refused(
     with pytest.raises(InputError, match=r"was trained on [0-9a-f]{12}, .*base now holds [0-9a-f]{12}"):
         load_for_inference(adapter)
     shutil.rmtree(other)
-    with pytest.raises(InputError, match=r"belongs to the model in .*base, which is not there"):
+    with pytest.raises(InputError, match=r"was trained on the model in .*base, which is missing"):
         resolve_base_model(config)
 
 
@@ -264,18 +264,18 @@ def test_a_run_whose_base_changed_since_it_began_is_refused(
 ) -> None:
     shutil.copytree(base_folder, tmp_path / "base")
     config = make("began", model={"base": str(tmp_path / "base")})
-    prepare(config, no_start)
+    prepare(config, ray_is_running)
     weights = load_file(tmp_path / "base" / "model.safetensors")
     changed = {name: tensor + 1 for name, tensor in weights.items()}
     save_file(changed, tmp_path / "base" / "model.safetensors", {"format": "pt"})
-    with pytest.raises(InputError, match=r"run began began with .* \([0-9a-f]{12}\), .* now holds [0-9a-f]{12}"):
-        tune(config, say_nothing, never_start)
+    with pytest.raises(InputError, match=r"run began started from .* \([0-9a-f]{12}\), .* now holds [0-9a-f]{12}"):
+        tune(config, ignore_status, fail_if_ray_starts)
 
 
 def test_an_adapter_of_others_is_refused(make: Callable[..., Config], first: Config, tmp_path: Path) -> None:
     shutil.copytree(RunFolder.from_config(first).model_dir, tmp_path / "adapter")
     (tmp_path / "adapter" / "instruct_ray.json").unlink()
-    with pytest.raises(InputError, match=r"is no adapter of this system: it has no instruct_ray\.json"):
+    with pytest.raises(InputError, match=r"was not made by instruct_ray: it has no instruct_ray\.json"):
         resolve_base_model(make("others", model={"base": str(tmp_path / "adapter")}))
 
 
@@ -284,5 +284,5 @@ def test_random_weights_of_what_is_trained_on_are_refused(
     make: Callable[..., Config], first: Config, reference: str | None
 ) -> None:
     name = reference or str(RunFolder.from_config(first).model_dir)
-    with pytest.raises(InputError, match=r"model\.random_init: .* is trained on as it is"):
+    with pytest.raises(InputError, match=r"model\.random_init: can.t be combined with"):
         resolve_base_model(make("random", model={"base": name, "random_init": {"num_hidden_layers": 1}}))

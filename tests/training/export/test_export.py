@@ -18,7 +18,7 @@ from instruct_ray.inference.loading import load_for_inference, load_merged
 from instruct_ray.run.folder import RunFolder
 from instruct_ray.training.driver.tune import tune
 from instruct_ray.training.worker.spec import EXPORT_CHECK_FILE
-from tests.fakes import no_start, say_nothing
+from tests.fakes import ignore_status, ray_is_running
 from tests.training.processes import run_ranks
 from tests.training.tiny_models import CONFIGS, EXAMPLES, SIZES, make_model, save_packs
 
@@ -125,8 +125,8 @@ def lines_of(config: Config) -> list[dict[str, Any]]:
 def test_a_run_is_read_back_at_its_first_checkpoint_and_leaves_one_model(make_config: Callable[..., Config]) -> None:
     train = {"zero_stage": 3, "examples_per_step": 12, "epochs": 2, "checkpoint_every": 2, "learning_rate": 1e-2}
     config = make_config(model={"lora": {"rank": 4, "merge": True}}, train=train)
-    prepare(config, no_start)
-    tune(config, say_nothing, no_start)
+    prepare(config, ray_is_running)
+    tune(config, ignore_status, ray_is_running)
     folder = RunFolder.from_config(config)
     check = json.loads((folder.path / EXPORT_CHECK_FILE).read_text())
     assert check["form"] == "merged"
@@ -143,11 +143,11 @@ def test_a_run_is_read_back_at_its_first_checkpoint_and_leaves_one_model(make_co
 def test_an_export_that_fails_ends_the_run_at_its_first_checkpoint(make_config: Callable[..., Config]) -> None:
     train = {"examples_per_step": 12, "epochs": 4, "checkpoint_every": 2, "max_failures": 3}
     config = make_config(train=train)
-    prepare(config, no_start)
+    prepare(config, ray_is_running)
     # No folder can be made here.
     (RunFolder.from_config(config).path / ".weights").touch()
     with pytest.raises(RuntimeError, match=r"training stopped: the exported model \(full\) is not the trained one"):
-        tune(config, say_nothing, no_start)
+        tune(config, ignore_status, ray_is_running)
     assert [line["step"] for line in lines_of(config)] == [1, 2]
     assert not RunFolder.from_config(config).model_dir.exists()
     assert list(RunFolder.from_config(config).ray_train_dir.glob("checkpoint-*"))

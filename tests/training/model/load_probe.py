@@ -17,7 +17,7 @@ from torch import nn
 from instruct_ray.config.train import TrainConfig
 from instruct_ray.training.distributed.engine import DeepSpeedEngine
 from instruct_ray.training.model.load import load_model
-from tests.training.processes import together
+from tests.training.processes import process_group
 
 
 class Peak:
@@ -35,7 +35,7 @@ class Peak:
 
 def main(rank: int, world_size: int, folder: Path, stage: int) -> None:
     """What loading took at most, what the weights take afterwards, and what the engine takes at most."""
-    with together(rank, world_size, folder):
+    with process_group(rank, world_size, folder):
         train = TrainConfig.model_validate({"zero_stage": stage})
         found: dict[str, int] = {}
         peak = Peak()

@@ -13,29 +13,29 @@ from instruct_ray.config.schema import LoraConfig
 from instruct_ray.config.train import TrainConfig
 from instruct_ray.training.distributed.engine import DeepSpeedEngine
 from instruct_ray.training.model.load import load_model
-from tests.training.distributed.offload_probe import HALF, NUM_MICRO, TAG, losses_of
-from tests.training.processes import together
+from tests.training.distributed.offload_probe import CHECKPOINT_STEP, NUM_MICRO_BATCHES, TAG, train_steps
+from tests.training.processes import process_group
 
 LORA = LoraConfig(rank=4, quantize="4bit")
 
 
 def main(rank: int, world_size: int, folder: Path, stage: int) -> None:
     """From the start, and from the checkpoint in the middle."""
-    with together(rank, world_size, folder):
+    with process_group(rank, world_size, folder):
         train = TrainConfig.model_validate({"zero_stage": stage, "learning_rate": 1e-2})
 
         def engine() -> DeepSpeedEngine:
             load = lambda: load_model(folder / "base", LORA, train, torch.bfloat16, 0, "sdpa")  # noqa: E731
-            return DeepSpeedEngine(train, NUM_MICRO, world_size, load)
+            return DeepSpeedEngine(train, NUM_MICRO_BATCHES, world_size, load)
 
         found: dict[str, object] = {}
         first = engine()
         found["dtypes"] = sorted({str(each.dtype) for each in first.model.parameters()})
-        found["whole"] = losses_of(first, rank, world_size, 0, folder / "half")
-        first.engine.destroy()
+        found["whole"] = train_steps(first, rank, world_size, 0, folder / "half")
+        first._engine.destroy()
         second = engine()
         second.load(folder / "half", TAG)
-        found["again"] = losses_of(second, rank, world_size, HALF)
+        found["again"] = train_steps(second, rank, world_size, CHECKPOINT_STEP)
         state = second.full_state_dict()
         found["exported"] = sum("lora" in name for name in state or {})
         print(json.dumps(found))

@@ -16,13 +16,13 @@ from tests.training.tiny_models import (
     CONFIGS,
     CPU,
     EXAMPLES,
-    HEAD,
-    alone_loss,
+    SHARED_PROMPT,
     assert_same_gradients,
-    gradients,
-    layout_of,
+    build_layout,
+    compute_gradients,
+    compute_unpacked_loss,
+    default_attention,
     make_model,
-    plain,
 )
 
 Summed = Callable[[PreTrainedModel, list[Pack]], torch.Tensor]
@@ -39,11 +39,11 @@ def llama() -> PreTrainedModel:
 
 
 def packed_sum(model: PreTrainedModel, packs: list[Pack]) -> torch.Tensor:
-    return torch.stack([pack_loss(model, one, CPU, layout_of(model)) for one in packs]).sum()
+    return torch.stack([pack_loss(model, one, CPU, build_layout(model)) for one in packs]).sum()
 
 
 def padded_sum(model: PreTrainedModel, packs: list[Pack]) -> torch.Tensor:
-    with plain(model):
+    with default_attention(model):
         return torch.stack([padded_loss(model, one, CPU) for one in packs]).sum()
 
 
@@ -62,11 +62,11 @@ def places(example: Example, packed: Pack, taken: set[int]) -> list[int]:
 @pytest.mark.parametrize("pack_tokens", [24, 128])
 def test_gradients_equal_those_of_each_example_alone(model: PreTrainedModel, summed: Summed, pack_tokens: int) -> None:
     packs = list(pack_examples(EXAMPLES, pack_tokens))
-    alone = torch.stack([alone_loss(model, example) for example in EXAMPLES]).sum()
+    alone = torch.stack([compute_unpacked_loss(model, example) for example in EXAMPLES]).sum()
     found = summed(model, packs)
     torch.testing.assert_close(found, alone, rtol=1e-5, atol=0)
-    expected = gradients(model, alone)
-    assert_same_gradients(gradients(model, found), expected)
+    expected = compute_gradients(model, alone)
+    assert_same_gradients(compute_gradients(model, found), expected)
     assert sum(gradient.norm() for gradient in expected.values()) > 1
 
 
@@ -76,13 +76,15 @@ def test_losses_equal_those_of_each_example_alone(model: PreTrainedModel) -> Non
     losses = torch.zeros(len(packed["input_ids"]))
     with torch.no_grad():
         losses[torch.tensor(np.asarray(packed["labels"]) != IGNORE_INDEX)] = token_losses(
-            model, packed, CPU, layout_of(model)
+            model, packed, CPU, build_layout(model)
         )
         taken: set[int] = set()
         for example in EXAMPLES:
             trained = places(example, packed, taken)
             taken |= {*trained}
-            torch.testing.assert_close(losses[trained].sum(), alone_loss(model, example), rtol=1e-5, atol=1e-6)
+            torch.testing.assert_close(
+                losses[trained].sum(), compute_unpacked_loss(model, example), rtol=1e-5, atol=1e-6
+            )
     assert len(taken) == packed["num_trained"]
 
 
@@ -90,7 +92,7 @@ def test_losses_equal_those_of_each_example_alone(model: PreTrainedModel) -> Non
 def test_the_examples_are_longer_than_the_windows(name: str) -> None:
     model = make_model(CONFIGS[name])
     packs = list(pack_examples(EXAMPLES, 128))
-    layout = layout_of(model)
+    layout = build_layout(model)
     blind = replace(layout, windows=dict.fromkeys(layout.windows) if isinstance(layout.windows, dict) else None)
     with torch.no_grad():
         difference = packed_sum(model, packs) - sum(pack_loss(model, one, CPU, blind) for one in packs)
@@ -101,7 +103,7 @@ def test_the_examples_are_longer_than_the_windows(name: str) -> None:
 def test_an_empty_pack_is_a_zero_in_the_graph(llama: PreTrainedModel, summed: Summed) -> None:
     loss = summed(llama, [empty_pack()])
     assert loss.item() == 0
-    found = gradients(llama, loss)
+    found = compute_gradients(llama, loss)
     assert found.keys() == dict(llama.named_parameters()).keys()
     assert all(gradient.abs().max() == 0 for gradient in found.values())
 
@@ -137,8 +139,11 @@ def test_a_pruned_pack_is_the_pack_of_its_branches(llama: PreTrainedModel) -> No
 
 def test_padding_is_told_by_place_and_not_by_id(llama: PreTrainedModel) -> None:
     # Token 2 is the pad token of these models; here it stands in a prompt as well.
-    examples = [Example("pads", [*HEAD, 2, 2, 20], [2, 2]), Example("long", [*HEAD, *range(40, 60)], [30, 2])]
+    examples = [
+        Example("pads", [*SHARED_PROMPT, 2, 2, 20], [2, 2]),
+        Example("long", [*SHARED_PROMPT, *range(40, 60)], [30, 2]),
+    ]
     packs = list(pack_examples(examples, 128))
     with torch.no_grad():
-        alone = torch.stack([alone_loss(llama, example) for example in examples]).sum()
+        alone = torch.stack([compute_unpacked_loss(llama, example) for example in examples]).sum()
         torch.testing.assert_close(padded_sum(llama, packs), alone, rtol=1e-5, atol=0)

@@ -19,7 +19,7 @@ from instruct_ray.training.model.packing_check import (
     sample_check_packs,
 )
 from instruct_ray.training.model.padded import padded_loss, unpack_branches
-from tests.training.tiny_models import CONFIGS, CPU, EXAMPLES, SIZES, make_model, plain
+from tests.training.tiny_models import CONFIGS, CPU, EXAMPLES, SIZES, default_attention, make_model
 
 PACK_TOKENS = 64
 
@@ -150,7 +150,7 @@ def test_the_padded_loss_holds_the_auxiliary_loss_as_transformers_adds_it() -> N
     [packed] = pack_examples(EXAMPLES[:1], PACK_TOKENS)
     tokens = torch.tensor([[*EXAMPLES[0].prompt_ids, *EXAMPLES[0].completion_ids]])
     labels = torch.where(torch.arange(tokens.shape[1]) < len(EXAMPLES[0].prompt_ids), -100, tokens)
-    with torch.no_grad(), plain(model):
+    with torch.no_grad(), default_attention(model):
         found = padded_loss(model, packed, CPU, 0.5)
         # transformers reads the stop token as well: its auxiliary loss is taken without it.
         output = model(input_ids=tokens, labels=labels)

@@ -12,10 +12,9 @@ from instruct_ray.training.capacity.model_sizer import frozen_linear
 from instruct_ray.training.model import requirements as model_module
 from instruct_ray.training.model.load import build_meta_model
 from instruct_ray.training.model.requirements import check_quantization_available
-from tests.training.distributed.offload_probe import HALF, NUM_MICRO
-from tests.training.distributed.test_offload import make_base
+from tests.training.distributed.offload_probe import CHECKPOINT_STEP, NUM_MICRO_BATCHES
 from tests.training.processes import run_ranks
-from tests.training.tiny_models import CONFIGS
+from tests.training.tiny_models import CONFIGS, save_llama
 
 
 def test_without_bitsandbytes_it_is_refused_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -34,10 +33,10 @@ def test_the_linear_layers_of_the_base_are_counted() -> None:
 @pytest.mark.parametrize("stage", [1, 2])
 def test_adapters_on_four_bits_continue_bitwise(tmp_path: Path, stage: int) -> None:
     pytest.importorskip("bitsandbytes", reason="needs instruct-ray[qlora]")
-    make_base(tmp_path)
+    save_llama(tmp_path / "base")
     ranks = run_ranks("tests.training.model.quantize_probe", 2, tmp_path, str(stage))
     for rank in ranks:
         assert rank["dtypes"] == ["torch.bfloat16", "torch.uint8"]
-        assert rank["again"] == rank["whole"][HALF * (NUM_MICRO + 1) :]
+        assert rank["again"] == rank["whole"][CHECKPOINT_STEP * (NUM_MICRO_BATCHES + 1) :]
     # Two matrices beside each of the seven linear layers of two layers, in the hand of rank 0.
     assert [rank["exported"] for rank in ranks] == [2 * 7 * 2, 0]

@@ -10,7 +10,15 @@ from instruct_ray.data.packs.tree import Pack, pack_examples
 from instruct_ray.errors import InputError
 from instruct_ray.training.model.loss import pack_loss, token_losses
 from instruct_ray.training.model.tree_mask import BLOCK_TOKENS, MaskLayout, PackTensors, build_masks, tree_mask
-from tests.training.tiny_models import CONFIGS, CPU, EXAMPLES, SIZES, assert_same_gradients, gradients, make_model
+from tests.training.tiny_models import (
+    CONFIGS,
+    CPU,
+    EXAMPLES,
+    SIZES,
+    assert_same_gradients,
+    compute_gradients,
+    make_model,
+)
 
 SLIDING = CONFIGS["gemma3"]
 
@@ -117,5 +125,5 @@ def test_flex_attention_has_the_gradients_of_sdpa(packed: Pack) -> None:
     for form in ("flex_attention", "sdpa"):
         model.set_attn_implementation(form)
         loss = pack_loss(model, packed, device, MaskLayout.from_hf_config(SLIDING, form, torch.float32))
-        found[form] = gradients(model, loss)
+        found[form] = compute_gradients(model, loss)
     assert_same_gradients(found["flex_attention"], found["sdpa"])

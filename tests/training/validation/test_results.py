@@ -1,4 +1,4 @@
-"""Which checkpoint is the best, and when training has had enough."""
+"""Which checkpoint is the best, and when training stops early."""
 
 from pathlib import Path
 
@@ -14,23 +14,24 @@ from instruct_ray.training.validation.results import (
 )
 
 
-def scores(*losses: float) -> list[ValidationResult]:
+def make_results(*losses: float) -> list[ValidationResult]:
     return [ValidationResult(step=10 * (n + 1), loss=loss, accuracy=1 - loss) for n, loss in enumerate(losses)]
 
 
-def test_the_best_is_the_first_of_equal_ones() -> None:
-    assert best_result(scores(0.5, 0.3, 0.4, 0.3), ValidationConfig()).step == 20
-    assert best_result(scores(0.5, 0.3, 0.4, 0.3), ValidationConfig(metric="accuracy")).step == 20
+def test_first_of_equal_results_is_the_best() -> None:
+    results = make_results(0.5, 0.3, 0.4, 0.3)
+    assert best_result(results, ValidationConfig()).step == 20
+    assert best_result(results, ValidationConfig(metric="accuracy")).step == 20
 
 
-def test_the_metric_decides() -> None:
-    both = [ValidationResult(step=1, loss=0.1, accuracy=0.5), ValidationResult(step=2, loss=0.2, accuracy=0.9)]
-    assert best_result(both, ValidationConfig(metric="loss")).step == 1
-    assert best_result(both, ValidationConfig(metric="accuracy")).step == 2
+def test_metric_decides_which_result_is_the_best() -> None:
+    results = [ValidationResult(step=1, loss=0.1, accuracy=0.5), ValidationResult(step=2, loss=0.2, accuracy=0.9)]
+    assert best_result(results, ValidationConfig(metric="loss")).step == 1
+    assert best_result(results, ValidationConfig(metric="accuracy")).step == 2
 
 
 @pytest.mark.parametrize(
-    ("losses", "patience", "enough"),
+    ("losses", "patience", "is_exhausted"),
     [
         ((0.5, 0.3, 0.4), 2, False),
         ((0.5, 0.3, 0.4, 0.3), 2, True),
@@ -40,11 +41,11 @@ def test_the_metric_decides() -> None:
         ((), 1, False),
     ],
 )
-def test_patience(losses: tuple[float, ...], patience: int | None, enough: bool) -> None:
-    assert patience_exhausted(scores(*losses), ValidationConfig(patience=patience)) is enough
+def test_patience(losses: tuple[float, ...], patience: int | None, is_exhausted: bool) -> None:
+    assert patience_exhausted(make_results(*losses), ValidationConfig(patience=patience)) is is_exhausted
 
 
-def test_later_scores_are_not_seen(tmp_path: Path) -> None:
-    for each in scores(0.5, 0.4, 0.3):
-        write_result(tmp_path, each)
-    assert [each.step for each in read_results(tmp_path, before=30)] == [10, 20]
+def test_results_of_later_steps_are_not_read(tmp_path: Path) -> None:
+    for result in make_results(0.5, 0.4, 0.3):
+        write_result(tmp_path, result)
+    assert [result.step for result in read_results(tmp_path, before=30)] == [10, 20]

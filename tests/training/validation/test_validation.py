@@ -1,4 +1,4 @@
-"""Validation beside a real training: scores, early stopping, the best checkpoint, at ZeRO-3 too."""
+"""Validation during training: results, early stopping and the best checkpoint, at several ZeRO stages."""
 
 import json
 import shutil
@@ -20,42 +20,44 @@ from instruct_ray.tracking.mlflow_client import tracking_uri
 from instruct_ray.tracking.tracked_run import load_tracking_record
 from instruct_ray.training.driver.tune import tune
 from instruct_ray.training.validation.results import read_results
-from tests.fakes import no_start, say_nothing
+from tests.fakes import ignore_status, ray_is_running
+from tests.training.driver.test_tune import read_metrics
 
 pytestmark = pytest.mark.usefixtures("ray_4_cpus")
 DATA = {"test_fraction": 0.2, "validation_fraction": 0.2}
 TRAIN = {"examples_per_step": 12, "checkpoint_every": 2, "learning_rate": 1e-2}
 
 
-def run(config: Config) -> list[dict[str, object]]:
-    prepare(config, no_start)
-    tune(config, say_nothing, no_start, make_eval_fn(config))
-    return [json.loads(line) for line in RunFolder.from_config(config).metrics_file.read_text().splitlines()]
+def prepare_and_tune(config: Config) -> list[dict[str, float]]:
+    """Run both stages with validation, and return the metrics of each step."""
+    prepare(config, ray_is_running)
+    tune(config, ignore_status, ray_is_running, make_eval_fn(config))
+    return read_metrics(config)
 
 
 @pytest.mark.parametrize(
     ("stage", "num_workers", "lora"),
     [(3, 2, None), *(pytest.param(*case, marks=pytest.mark.slow) for case in ((2, 2, {"rank": 4}), (0, 1, None)))],
 )
-def test_each_checkpoint_is_scored_and_the_best_exported(
+def test_every_checkpoint_is_validated_and_the_best_exported(
     make_config: Callable[..., Config], stage: int, num_workers: int, lora: dict[str, int] | None
 ) -> None:
     validation = {"num_rows": 8, "num_answers": 2, "max_new_tokens": 4}
     train = {**TRAIN, "zero_stage": stage, "num_workers": num_workers, "epochs": 2, "precision": "fp32"}
     config = make_config(data=DATA, model={"lora": lora}, train=train | {"validation": validation})
-    num_steps = len(run(config))
+    num_steps = len(prepare_and_tune(config))
     folder = RunFolder.from_config(config)
-    scores = read_results(folder.validation_dir, num_steps + 1)
-    expected = sorted({*range(2, num_steps + 1, 2), num_steps})
-    assert [each.step for each in scores] == expected
-    assert scores[-1].loss < scores[0].loss
-    assert all(each.accuracy is not None for each in scores)
+    results = read_results(folder.validation_dir, num_steps + 1)
+    expected_steps = sorted({*range(2, num_steps + 1, 2), num_steps})
+    assert [result.step for result in results] == expected_steps
+    assert results[-1].loss < results[0].loss
+    assert all(result.accuracy is not None for result in results)
     client, run_id = mlflow.MlflowClient(tracking_uri(config)), load_tracking_record(config).run_id
     points = sorted(client.get_metric_history(run_id, "validation/loss"), key=lambda point: point.step)
-    assert [(point.step, point.value) for point in points] == [(each.step, each.loss) for each in scores]
-    best = min(scores, key=lambda each: each.loss)
+    assert [(point.step, point.value) for point in points] == [(result.step, result.loss) for result in results]
+    best = min(results, key=lambda result: result.loss)
     assert json.loads((folder.model_dir / "instruct_ray.json").read_text())["step"] == best.step
-    # What was scored is what plain transformers makes of the exported folder.
+    # Plain transformers computes the same loss from the exported folder.
     if lora is None:
         renderer = load_renderer(folder.model_dir)
         model = AutoModelForCausalLM.from_pretrained(folder.model_dir)
@@ -64,48 +66,51 @@ def test_each_checkpoint_is_scored_and_the_best_exported(
 
 
 @pytest.mark.slow
-def test_training_that_gets_no_better_stops_and_leaves_its_best(make_config: Callable[..., Config]) -> None:
-    # So fast that the loss on other rows rises soon.
+def test_early_stopping_exports_the_best_checkpoint(make_config: Callable[..., Config]) -> None:
+    # The learning rate is so high that the validation loss soon rises.
     train = {**TRAIN, "zero_stage": 1, "epochs": 60, "learning_rate": 0.1, "checkpoint_every": 4}
     validation = {"num_rows": 8, "num_answers": 0, "patience": 2}
     config = make_config(data=DATA, train={**train, "validation": validation})
-    lines = run(config)
+    metrics = prepare_and_tune(config)
     folder = RunFolder.from_config(config)
-    scores = read_results(folder.validation_dir, 10**6)
-    best = min(scores, key=lambda each: each.loss)
-    assert len(lines) < int(str(lines[0]["num_steps"]))
-    # Two checkpoints that were no better; decided at the one behind them.
-    assert [each.step for each in scores if each.step > best.step] == [best.step + 4, best.step + 8]
-    assert len(lines) == best.step + 12
-    ours, kept = (load_file(path / "model.safetensors") for path in (folder.model_dir, folder.validation_dir / "best"))
-    assert all(torch.equal(kept[name], tensor) for name, tensor in ours.items())
-    assert "stopped early" in (folder.path / "notices.jsonl").read_text()
+    results = read_results(folder.validation_dir, 10**6)
+    best = min(results, key=lambda result: result.loss)
+    assert len(metrics) < metrics[0]["num_steps"]
+    # Two results that are no better than the best; training stops at the checkpoint after them.
+    assert [result.step for result in results if result.step > best.step] == [best.step + 4, best.step + 8]
+    assert len(metrics) == best.step + 12
+    exported, kept = (
+        load_file(path / "model.safetensors") for path in (folder.model_dir, folder.validation_dir / "best")
+    )
+    assert all(torch.equal(kept[name], tensor) for name, tensor in exported.items())
+    assert "stopped early" in (folder.path / "events.jsonl").read_text()
 
 
 @pytest.mark.slow
-def test_scores_that_a_killed_run_lost_are_made_up_for(make_config: Callable[..., Config]) -> None:
+def test_resumed_run_validates_checkpoints_that_a_killed_run_did_not(make_config: Callable[..., Config]) -> None:
     validation = {"num_rows": 8, "num_answers": 0}
     config = make_config(data=DATA, train={**TRAIN, "zero_stage": 1, "epochs": 3, "validation": validation})
-    run(config)
+    prepare_and_tune(config)
     folder = RunFolder.from_config(config)
-    before = read_results(folder.validation_dir, 10**6)
-    # As if it had been killed before its last checkpoint's scores were there.
+    results = read_results(folder.validation_dir, 10**6)
+    # As if the run had been killed before the result of its last checkpoint was written.
     shutil.rmtree(folder.model_dir)
-    (folder.validation_dir / f"step-{before[-1].step:07d}.json").unlink()
-    tune(config, say_nothing, no_start, make_eval_fn(config))
-    assert read_results(folder.validation_dir, 10**6) == before
+    (folder.validation_dir / f"step-{results[-1].step:07d}.json").unlink()
+    tune(config, ignore_status, ray_is_running, make_eval_fn(config))
+    assert read_results(folder.validation_dir, 10**6) == results
 
 
-def failing(folder: Path) -> tuple[float, float | None]:
-    raise ValueError("no scores today")
+def failing_eval_fn(folder: Path) -> tuple[float, float | None]:
+    raise ValueError("evaluation failed on purpose")
 
 
 @pytest.mark.slow
-def test_a_validation_that_fails_is_said_and_does_not_stop_the_training(
+def test_failed_validation_is_logged_and_training_continues(
     make_config: Callable[..., Config], caplog: pytest.LogCaptureFixture
 ) -> None:
     config = make_config(data=DATA, train={**TRAIN, "validation": {}})
-    prepare(config, no_start)
-    tune(config, say_nothing, no_start, failing)
-    assert "failed, and does not count: ValueError: no scores today" in caplog.text
+    prepare(config, ray_is_running)
+    tune(config, ignore_status, ray_is_running, failing_eval_fn)
+    message = "failed; training continues without its result: ValueError: evaluation failed on purpose"
+    assert message in caplog.text
     assert (RunFolder.from_config(config).model_dir / "model.safetensors").is_file()

@@ -1,6 +1,6 @@
-"""A rank that trains at every stage and precision: which steps change the weights? Prints JSON.
+"""One rank that trains at every stage and precision, and reports which steps changed the weights. Prints JSON.
 
-python -m tests.training.worker.nonfinite_probe RANK WORLD_SIZE FOLDER      (DeepSpeed wants a process of its own)
+python -m tests.training.worker.nonfinite_probe RANK WORLD_SIZE FOLDER      (DeepSpeed needs a process of its own)
 """
 
 import json
@@ -13,41 +13,41 @@ from torch import nn
 from instruct_ray.config.train import TrainConfig
 from instruct_ray.training.distributed.engine import DeepSpeedEngine
 from instruct_ray.training.model.load import DTYPES
-from tests.training.processes import together
+from tests.training.processes import process_group
 
-NUM_MICRO = 2
+NUM_MICRO_BATCHES = 2
 
 
 def main(rank: int, world_size: int, folder: Path) -> None:
-    """Engine by engine."""
-    with together(rank, world_size, folder):
-        found = {}
+    """Train one engine after the other."""
+    with process_group(rank, world_size, folder):
+        steps = {}
         for stage in range(4):
             for precision in DTYPES:
                 train = TrainConfig.model_validate({"zero_stage": stage, "precision": precision, "learning_rate": 0.1})
-                found[f"{stage}-{precision}"] = steps_of(train, world_size)
-        print(json.dumps(found))
+                steps[f"{stage}-{precision}"] = train_four_steps(train, world_size)
+        print(json.dumps(steps))
 
 
-def steps_of(train: TrainConfig, world_size: int) -> list[dict[str, bool]]:
-    """A good step, one with NaN, one with infinity, a good one; two micro-batches each."""
+def train_four_steps(train: TrainConfig, world_size: int) -> list[dict[str, bool]]:
+    """Train a finite step, one with NaN, one with infinity, and a finite one, of two micro-batches each."""
     dtype = DTYPES[train.precision]
     torch.manual_seed(0)
-    engine = DeepSpeedEngine(train, NUM_MICRO, world_size, lambda: nn.Linear(4, 1, bias=False).to(dtype))
+    engine = DeepSpeedEngine(train, NUM_MICRO_BATCHES, world_size, lambda: nn.Linear(4, 1, bias=False).to(dtype))
     steps = []
     for factor in (1.0, float("nan"), float("inf"), 2.0):
-        before = weights(engine)
-        for micro in (1.0, factor):
-            engine.backward(engine.model(torch.ones(2, 4, dtype=dtype)).sum() * micro)
+        before = gather_weights(engine)
+        for micro_factor in (1.0, factor):
+            engine.backward(engine.model(torch.ones(2, 4, dtype=dtype)).sum() * micro_factor)
             engine.step(0.1)
-        after = weights(engine)
+        after = gather_weights(engine)
         changed, finite = bool((after != before).any()), bool(after.isfinite().all())
         steps.append({"applied": engine.was_applied, "changed": changed, "finite": finite})
-    engine.engine.destroy()
+    engine._engine.destroy()
     return steps
 
 
-def weights(engine: DeepSpeedEngine) -> torch.Tensor:
+def gather_weights(engine: DeepSpeedEngine) -> torch.Tensor:
     state = engine.full_state_dict()
     assert state is not None
     return state["weight"].detach().clone().float()

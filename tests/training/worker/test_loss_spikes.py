@@ -1,10 +1,9 @@
-"""A loss that shoots up and stays there ends the run, whether it was interrupted or not."""
+"""A sustained loss spike stops the run, and a resumed run decides like an uninterrupted one."""
 
 import json
 import math
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -15,64 +14,63 @@ from instruct_ray.run.folder import RunFolder
 from instruct_ray.tracking.mlflow_client import connect_mlflow, tracking_uri
 from instruct_ray.training.driver.tune import tune
 from instruct_ray.training.worker.loss_spikes import LossSpikeDetector, read_recent_losses
-from tests.fakes import no_start, say_nothing
+from tests.fakes import ignore_status, ray_is_running
+from tests.training.driver.test_tune import read_metrics
 
 SPIKE = LossSpikeConfig(factor=2.0, num_steps=3, window=4)
-CALM = [3.0, 2.9, 2.8, 2.7, 2.6, 2.5]
+STEADY = [3.0, 2.9, 2.8, 2.7, 2.6, 2.5]
 
 
-def end(losses: list[float], spike: LossSpikeConfig = SPIKE) -> int | None:
-    """The step that ends a run with these losses."""
-    watch = LossSpikeDetector(spike, [])
-    return next((step for step, loss in enumerate(losses, 1) if watch.add(step, loss)), None)
+def find_stop_step(losses: list[float]) -> int | None:
+    """Find the step after which a run with these losses is stopped."""
+    detector = LossSpikeDetector(SPIKE, [])
+    return next((step for step, loss in enumerate(losses, 1) if detector.add(step, loss)), None)
 
 
-def test_so_many_steps_in_a_row_end_it() -> None:
-    assert end([*CALM, 9.0, 12.0, 15.0, 2.0]) == 9
-    watch = LossSpikeDetector(SPIKE, list(enumerate([*CALM, 9.0, 12.0], 1)))
-    assert "loss 15 at step 9" in watch.add(9, 15.0)
-    assert watch.steps == [7, 8, 9]
+def test_consecutive_high_losses_stop_the_run() -> None:
+    assert find_stop_step([*STEADY, 9.0, 12.0, 15.0, 2.0]) == 9
+    detector = LossSpikeDetector(SPIKE, list(enumerate([*STEADY, 9.0, 12.0], 1)))
+    spike = detector.add(9, 15.0)
+    assert spike is not None
+    assert "loss 15 at step 9: the last 3 losses" in spike.message
+    assert spike.first_step == 7
 
 
 @pytest.mark.parametrize(
     "losses",
     [
-        [*CALM, 9.0, 12.0, 2.5, 12.0, 15.0, 2.5],
+        [*STEADY, 9.0, 12.0, 2.5, 12.0, 15.0, 2.5],
         [1.0, 9.0, 9.0, 9.0],
-        [*CALM, 4.0, 4.0, 4.0, 4.0],
-        [*CALM, math.nan, math.nan, math.inf],
+        [*STEADY, 4.0, 4.0, 4.0, 4.0],
+        [*STEADY, math.nan, math.nan, math.inf],
     ],
-    ids=["it comes back", "the beginning", "less than the factor", "steps left out"],
+    ids=["loss recovers", "window is not full", "below the factor", "skipped steps"],
 )
-def test_what_is_no_spike(losses: list[float]) -> None:
-    assert end(losses) is None
+def test_other_losses_do_not_stop_the_run(losses: list[float]) -> None:
+    assert find_stop_step(losses) is None
 
 
-def test_steps_left_out_are_passed_over() -> None:
-    assert end([*CALM, 9.0, math.nan, 12.0, math.nan, 15.0]) == 11
+def test_skipped_steps_are_ignored() -> None:
+    assert find_stop_step([*STEADY, 9.0, math.nan, 12.0, math.nan, 15.0]) == 11
 
 
-def test_a_continued_run_decides_as_an_uninterrupted_one(tmp_path: Path) -> None:
-    losses = [*CALM, 9.0, 2.4, 2.4, 2.4, 2.4, math.nan, 12.0, 15.0, 30.0]
-    expected = end(losses)
+def test_resumed_run_decides_like_an_uninterrupted_one(tmp_path: Path) -> None:
+    losses = [*STEADY, 9.0, 2.4, 2.4, 2.4, 2.4, math.nan, 12.0, 15.0, 30.0]
+    expected = find_stop_step(losses)
     assert expected == 15
-    for num_done in range(expected):
-        lines = [{"step": step, "loss": loss if math.isfinite(loss) else None} for step, loss in enumerate(losses, 1)]
-        metrics = tmp_path / "metrics.jsonl"
-        metrics.write_text("".join(json.dumps(line) + "\n" for line in lines[:num_done]))
-        watch = LossSpikeDetector(SPIKE, read_recent_losses(metrics, SPIKE))
-        rest = list(enumerate(losses, 1))[num_done:]
-        assert next(step for step, loss in rest if watch.add(step, loss)) == expected
-
-
-def lines_of(config: Config) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in RunFolder.from_config(config).metrics_file.read_text().splitlines()]
+    for num_trained_steps in range(expected):
+        records = [{"step": step, "loss": loss if math.isfinite(loss) else None} for step, loss in enumerate(losses, 1)]
+        metrics_file = tmp_path / "metrics.jsonl"
+        metrics_file.write_text("".join(json.dumps(record) + "\n" for record in records[:num_trained_steps]))
+        detector = LossSpikeDetector(SPIKE, read_recent_losses(metrics_file, SPIKE))
+        remaining = list(enumerate(losses, 1))[num_trained_steps:]
+        assert next(step for step, loss in remaining if detector.add(step, loss)) == expected
 
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("ray_4_cpus")
-def test_it_stops_the_run_and_what_continues_it(make_config: Callable[..., Config]) -> None:
-    """A learning rate that no model stands, once the warm-up is over."""
+def test_spike_stops_training_and_a_resumed_training(make_config: Callable[..., Config]) -> None:
+    """The learning rate is too high for any model once the warm-up is over."""
     spike = {"factor": 1.2, "num_steps": 2, "window": 3}
     train = {
         "zero_stage": 1,
@@ -85,19 +83,19 @@ def test_it_stops_the_run_and_what_continues_it(make_config: Callable[..., Confi
         "checkpoint_every": 1,
     }
     config = make_config(train=train | {"loss_spike": spike})
-    prepare(config, no_start)
-    with pytest.raises(RuntimeError, match=r"training stopped: loss .* steps in a row are above .*trained on rows 0:"):
-        tune(config, say_nothing, no_start)
-    folder, lines = RunFolder.from_config(config), lines_of(config)
-    step = lines[-1]["step"]
-    assert step < lines[-1]["num_steps"]
+    prepare(config, ray_is_running)
+    with pytest.raises(RuntimeError, match=r"training stopped: loss .* losses were each at least .*trained on rows 0:"):
+        tune(config, ignore_status, ray_is_running)
+    folder, records = RunFolder.from_config(config), read_metrics(config)
+    step = records[-1]["step"]
+    assert step < records[-1]["num_steps"]
     assert not folder.model_dir.exists()
     run_id = json.loads((folder.path / "mlflow.json").read_text())["run_id"]
     assert connect_mlflow(tracking_uri(config)).get_run(run_id).info.status == "FAILED"
-    # Its last checkpoint is of the step before: the same step is done again, and ends it again.
-    with pytest.raises(RuntimeError, match=rf"training stopped: loss .* at step {step},"):
-        tune(config, say_nothing, no_start)
-    assert lines_of(config)[-1]["loss"] == lines[-1]["loss"]
-    # How patient it is may change.
-    assert not tune(make_config(train=train), say_nothing, no_start).already_done
+    # The last checkpoint is that of the step before: the same step is trained again, and stops the run again.
+    with pytest.raises(RuntimeError, match=rf"training stopped: loss .* at step {step}:"):
+        tune(config, ignore_status, ray_is_running)
+    assert read_metrics(config)[-1]["loss"] == records[-1]["loss"]
+    # train.loss_spike may be changed when a run is resumed.
+    assert not tune(make_config(train=train), ignore_status, ray_is_running).already_done
     assert folder.model_dir.exists()

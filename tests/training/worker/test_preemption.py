@@ -1,4 +1,4 @@
-"""When ranks ask Ray whether a node goes away, and how often they save while it does."""
+"""When ranks check for preemption, and how often they make checkpoints during one."""
 
 import pytest
 import ray.train
@@ -9,31 +9,32 @@ from instruct_ray.training.worker.preemption import CHECK_SECONDS, MAX_SAVE_FRAC
 
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """The time in seconds, which a test can advance."""
     now = [100.0]
     monkeypatch.setattr(preemption.time, "monotonic", lambda: now[0])
     return now
 
 
-def test_rank_0_says_when(clock: list[float], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_only_rank_0_votes_for_checks(clock: list[float], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ray.train, "get_preemption_info", lambda: None)
-    first, other = PreemptionMonitor(0), PreemptionMonitor(1)
-    assert not first.is_check_due
+    rank_0, rank_1 = PreemptionMonitor(0), PreemptionMonitor(1)
+    assert not rank_0.is_check_due
     clock[0] += CHECK_SECONDS
-    assert first.is_check_due
-    assert not other.is_check_due
-    assert not first.check()
-    assert not other.check()
-    assert not first.is_check_due
+    assert rank_0.is_check_due
+    assert not rank_1.is_check_due
+    assert not rank_0.check()
+    assert not rank_1.check()
+    assert not rank_0.is_check_due
     clock[0] += 1e9
-    assert not other.is_check_due
+    assert not rank_1.is_check_due
 
 
-def test_saving_leaves_time_for_steps(clock: list[float], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ray.train, "get_preemption_info", lambda: "a node goes away")
-    drain = PreemptionMonitor(0)
-    assert drain.check()
-    drain.record_save(10.0)
+def test_next_check_is_delayed_by_the_duration_of_a_save(clock: list[float], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ray.train, "get_preemption_info", lambda: "a node is being preempted")
+    monitor = PreemptionMonitor(0)
+    assert monitor.check()
+    monitor.record_save(10.0)
     clock[0] += 10 / MAX_SAVE_FRACTION - 1
-    assert not drain.is_check_due
+    assert not monitor.is_check_due
     clock[0] += 1
-    assert drain.is_check_due
+    assert monitor.is_check_due

@@ -1,13 +1,12 @@
-"""The parts of the loop that need no cluster."""
+"""The learning rate schedule."""
 
 import pytest
 
 from instruct_ray.config.train import TrainConfig
-from instruct_ray.training.distributed.engine import build_deepspeed_config
 from instruct_ray.training.worker.lr_schedule import learning_rate_at
 
 
-def test_the_learning_rate_rises_then_falls_to_zero() -> None:
+def test_learning_rate_rises_then_falls_to_zero() -> None:
     train = TrainConfig(learning_rate=1.0, warmup_fraction=0.2)
     rates = [learning_rate_at(step, 10, train) for step in range(10)]
     assert rates[:3] == [0.5, 1.0, 1.0]
@@ -16,18 +15,10 @@ def test_the_learning_rate_rises_then_falls_to_zero() -> None:
 
 
 @pytest.mark.parametrize(("schedule", "expected"), [("linear", [1.0, 0.75, 0.5, 0.25]), ("constant", [1.0] * 4)])
-def test_other_schedules(schedule: str, expected: list[float]) -> None:
+def test_linear_and_constant_schedules(schedule: str, expected: list[float]) -> None:
     train = TrainConfig.model_validate({"learning_rate": 1.0, "warmup_fraction": 0.0, "schedule": schedule})
     assert [learning_rate_at(step, 4, train) for step in range(4)] == expected
 
 
-def test_one_step_and_no_warm_up_are_fine() -> None:
+def test_single_step_without_warmup() -> None:
     assert learning_rate_at(0, 1, TrainConfig(learning_rate=1.0, warmup_fraction=0.0)) == 1.0
-
-
-@pytest.mark.parametrize("stage", [0, 1, 2, 3])
-def test_the_deepspeed_settings_follow_the_config(stage: int) -> None:
-    config = build_deepspeed_config(TrainConfig.model_validate({"zero_stage": stage, "precision": "fp32"}), 3, 4)
-    assert config["zero_optimization"]["stage"] == stage
-    assert config["train_batch_size"] == 12
-    assert not config["bf16"]["enabled"]

@@ -1,0 +1,64 @@
+"""The source files of a run, and what differs between them and the packs that were prepared earlier."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from instruct_ray.config.schema import Config
+from instruct_ray.data.open_run import OpenRun
+from instruct_ray.data.sources.files import file_digests, find_source_files
+from instruct_ray.data.sources.source_file import SourceFile
+from instruct_ray.errors import InputError
+from instruct_ray.run.frozen import read_frozen_section
+
+
+def find_run_files(config: Config) -> list[SourceFile]:
+    """Find the files of `data.sources`.
+
+    Raises:
+        InputError: a file is missing, empty, unreadable or of an unknown format.
+    """
+    return find_source_files(config.data.sources, config.run.storage / "sources")
+
+
+def check_sources_unchanged(run: OpenRun) -> None:
+    """Check that the source files are those that the run was prepared from.
+
+    Raises:
+        InputError: names the first file that differs.
+    """
+    files = find_run_files(run.config)
+    if difference := _describe_changed_files(files, file_digests(files), run.packs.manifest):
+        raise InputError(difference)
+
+
+def describe_changes(run: OpenRun, files: Sequence[SourceFile], source_digests: Sequence[str]) -> str:
+    """Describe why the run's packs have another digest, although no frozen key of the config changed."""
+    manifest, contract = run.packs.manifest, run.renderer.contract
+    if manifest["contract_digest"] != contract.digest:
+        return (
+            f"model.base: {run.packs.path} was rendered by contract {manifest['contract_digest'][:12]}, "
+            f"{run.base_model.name} now has {contract.digest[:12]}"
+        )
+    return _describe_changed_files(files, source_digests, manifest) or _describe_changed_options(run.config)
+
+
+def _describe_changed_files(
+    files: Sequence[SourceFile], source_digests: Sequence[str], manifest: dict[str, Any]
+) -> str | None:
+    prepared_digests = [file["sha256"] for file in manifest["sources"]]
+    if len(files) != len(prepared_digests):
+        return f"data.sources: {len(files)} files, {len(prepared_digests)} when the run was prepared"
+    for file, digest, prepared_digest in zip(files, source_digests, prepared_digests, strict=True):
+        if digest != prepared_digest:
+            return f"data.sources: {file.uri} changed since the run was prepared"
+    return None
+
+
+def _describe_changed_options(config: Config) -> str:
+    """Describe the first option of `data.sources` that differs from the frozen one."""
+    frozen_sources = (read_frozen_section(config, "data") or {}).get("sources", [])
+    for index, (source, frozen) in enumerate(zip(config.data.sources, frozen_sources, strict=False), start=1):
+        for name, value in source.model_dump(mode="json", exclude={"path"}).items():
+            if frozen.get(name, value) != value:
+                return f"data.sources: source {index}: {name} was {frozen[name]!r}, now {value!r}"
+    return "data.sources: the packs were prepared by another version of instruct_ray"

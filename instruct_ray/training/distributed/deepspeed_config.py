@@ -1,0 +1,40 @@
+"""pure: the `train` section of the config -> DeepSpeed's settings."""
+
+from typing import Any
+
+from instruct_ray.config.train import TrainConfig
+from instruct_ray.training.distributed.optimizer import uses_torch_optimizer
+
+
+def build_deepspeed_config(
+    train: TrainConfig, packs_per_rank: int, world_size: int, *, is_universal: bool = False
+) -> dict[str, Any]:
+    """Build the settings of an engine; `is_universal` if it will load a universal checkpoint."""
+    return {
+        "train_micro_batch_size_per_gpu": 1,
+        "gradient_accumulation_steps": packs_per_rank,
+        "train_batch_size": packs_per_rank * world_size,
+        "gradient_clipping": 0.0 if uses_torch_optimizer(train) else train.max_grad_norm,
+        "bf16": {"enabled": train.precision == "bf16"},
+        "zero_optimization": {
+            "stage": train.zero_stage,
+            # Gradients are summed in the precision of the weights. Overlapping needs CUDA streams: not with gloo.
+            "overlap_comm": train.use_gpu,
+            "contiguous_gradients": True,
+            "stage3_gather_16bit_weights_on_model_save": True,
+            **_build_offload_settings(train),
+        },
+        # torch's AdamW even where the optimizer is offloaded, so that nothing is compiled at run time.
+        "zero_allow_untested_optimizer": True,
+        "zero_force_ds_cpu_optimizer": False,
+        "checkpoint": {"load_universal": is_universal},
+        # Never: metrics.jsonl has the same numbers.
+        "steps_per_print": 2**31,
+    }
+
+
+def _build_offload_settings(train: TrainConfig) -> dict[str, Any]:
+    """Memory is pinned for copies to a GPU only."""
+    target = {"device": "cpu", "pin_memory": train.use_gpu}
+    is_offloaded = {"offload_optimizer": train.offload.optimizer, "offload_param": train.offload.parameters}
+    return {name: target for name, is_chosen in is_offloaded.items() if is_chosen}
