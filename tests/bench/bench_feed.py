@@ -1,8 +1,8 @@
-"""Does training wait for its packs? Seconds per step, streamed by Ray Data against already in memory.
+"""Measures whether training waits for its packs: seconds per step, streamed by Ray Data or already in memory.
 
     python -m tests.bench.bench_feed                          (about 10 minutes)
 
-SmolLM2-135M on generated rows, one pack a step: the shortest step there is, so the hardest to feed.
+SmolLM2-135M on generated rows, one pack per step: the shortest possible step, and so the hardest to keep supplied.
 """
 
 import argparse
@@ -14,7 +14,7 @@ from pathlib import Path
 
 from tests.bench import machine
 from tests.bench.examples import bench_config
-from tests.bench.rows import generated, write_jsonl
+from tests.bench.rows import generate_rows, write_jsonl
 
 TARGET = 1.03
 WARM_UP = 3
@@ -22,7 +22,7 @@ MODES = ("stream", "memory")
 
 
 def run_once(mode: str, source: Path, work: Path, options: argparse.Namespace) -> tuple[list[float], list[float]]:
-    """(seconds of each step, seconds waited in it), the warm-up left out."""
+    """Train once; returns (seconds of each step, seconds waited in it) after the warm-up."""
     values = bench_config(
         work,
         f"feed-{mode}",
@@ -47,8 +47,8 @@ def run_once(mode: str, source: Path, work: Path, options: argparse.Namespace) -
 
 
 def parse() -> argparse.Namespace:
-    """The command line."""
-    parser = machine.arguments(__doc__)
+    """Parse the command line."""
+    parser = machine.make_parser(__doc__)
     parser.add_argument("--rows", type=int, default=600)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--pack-tokens", type=int, default=256)
@@ -57,26 +57,27 @@ def parse() -> argparse.Namespace:
 
 
 def main() -> None:
-    """Measure, print one table."""
+    """Run the benchmark and print its table."""
     options = parse()
     work = options.out / "work"
-    facts, source = machine.facts(), work / "feed.jsonl"
-    write_jsonl(generated(options.rows), source)
+    facts, source = machine.describe_machine(), work / "feed.jsonl"
+    write_jsonl(generate_rows(options.rows), source)
     medians: dict[str, list[float]] = {mode: [] for mode in MODES}
-    shares: dict[str, list[float]] = {mode: [] for mode in MODES}
+    wait_fractions: dict[str, list[float]] = {mode: [] for mode in MODES}
     measured = []
-    for number in range(options.rounds):
-        # Turn about: a machine that changes its pace favours neither.
-        for mode in MODES if number % 2 == 0 else reversed(MODES):
-            seconds, waited = run_once(mode, source, work, options)
+    for round_index in range(options.rounds):
+        # Alternating order: a change in the machine's speed favors neither mode.
+        for mode in MODES if round_index % 2 == 0 else reversed(MODES):
+            seconds, wait_seconds = run_once(mode, source, work, options)
             medians[mode].append(statistics.median(seconds))
-            shares[mode].append(sum(waited) / sum(seconds))
-            measured.append({"mode": mode, "round": number, "seconds": seconds, "wait_seconds": waited})
-            machine.say(f"{mode}: {medians[mode][-1]:.3f} s a step over {len(seconds)}, {shares[mode][-1]:.2%} waiting")
-    ratios = [streamed / held for streamed, held in zip(*(medians[mode] for mode in MODES), strict=True)]
+            wait_fractions[mode].append(sum(wait_seconds) / sum(seconds))
+            measured.append({"mode": mode, "round": round_index, "seconds": seconds, "wait_seconds": wait_seconds})
+            speed = f"{medians[mode][-1]:.3f} s per step over {len(seconds)} steps"
+            machine.log(f"{mode}: {speed}, {wait_fractions[mode][-1]:.2%} waiting")
+    ratios = [streamed / in_memory for streamed, in_memory in zip(*(medians[mode] for mode in MODES), strict=True)]
     ratio = statistics.median(ratios)
     lines = [
-        [f"packs {name}", machine.spread(medians[mode], 3), f"{statistics.median(shares[mode]):.2%}", cell]
+        [f"packs {name}", machine.spread(medians[mode], 3), f"{statistics.median(wait_fractions[mode]):.2%}", cell]
         for mode, name, cell in zip(
             MODES,
             ("streamed by Ray Data", "in memory"),
@@ -84,7 +85,7 @@ def main() -> None:
             strict=True,
         )
     ]
-    header = ["", "seconds a step (median, range of rounds)", "of it waiting", "streamed / in memory"]
+    header = ["", "seconds per step (median, range of rounds)", "fraction waiting", "streamed / in memory"]
     machine.publish("feed", options.out, facts, [machine.table(header, lines)], measured)
 
 

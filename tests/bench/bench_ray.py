@@ -1,9 +1,10 @@
-"""What does Ray cost? The same training loop under torchrun and under Ray Train: seconds a step, and to the first step.
+"""Measures the overhead of Ray: the same training step under torchrun and under Ray Train.
 
     python -m tests.bench.bench_ray                           (about 15 minutes)
 
-SmolLM2-135M on generated rows, two ranks on gloo, the same packs in the same order. Ray's side is `jobs.tune` as a user
-runs it, with its feed, its checkpoints and its tracking; torchrun's is the step alone, packs already in memory.
+Seconds per step, and to the first step. SmolLM2-135M on generated rows, two ranks with gloo, the same packs in the same
+order. The Ray Train side is `jobs.tune` as a user runs it, with data streaming, checkpoints and tracking; the torchrun
+side is the step alone, with packs already in memory.
 """
 
 import argparse
@@ -19,22 +20,23 @@ import yaml
 
 from tests.bench import machine
 from tests.bench.examples import bench_config
-from tests.bench.rows import generated, write_jsonl
+from tests.bench.rows import generate_rows, write_jsonl
 
-TARGET_TAX = 0.05
-TARGET_START = 8.0
+TARGET_OVERHEAD = 0.05
+# Seconds.
+TARGET_DELAY = 8.0
 WARM_UP = 2
 RANKS = 2
 SIDES = ("torchrun", "Ray Train")
-# Ray gives its workers this niceness; torchrun's get the same.
+# Ray starts its workers with this niceness; torchrun's workers get the same.
 NICE = 15
-NUM_DRAWS = 2000
+NUM_RESAMPLES = 2000
 
 
 def prepare(work: Path, options: argparse.Namespace) -> tuple[Path, Path]:
-    """Prepare the packs once; returns the configuration file and the run's folder."""
+    """Prepare the packs once; returns the config file and the run's folder."""
     source = work / "ray.jsonl"
-    write_jsonl(generated(options.rows), source)
+    write_jsonl(generate_rows(options.rows), source)
     values = bench_config(
         work,
         "ray",
@@ -56,15 +58,15 @@ def prepare(work: Path, options: argparse.Namespace) -> tuple[Path, Path]:
 
 
 def run_once(side: str, path: Path, folder: Path, work: Path) -> tuple[float, list[float]]:
-    """(seconds from the program's start to the end of its first step, seconds of each step behind the warm-up)."""
+    """Train once; returns (seconds until the end of the first step, seconds of each step after the warm-up)."""
     env = machine.environment(max(1, machine.CORES // RANKS))
-    for made in ("train", "model", "validation"):
-        shutil.rmtree(folder / made, ignore_errors=True)
-    for made in ("metrics.jsonl", "mlflow.json"):
-        (folder / made).unlink(missing_ok=True)
+    for name in ("train", "model", "validation"):
+        shutil.rmtree(folder / name, ignore_errors=True)
+    for name in ("metrics.jsonl", "mlflow.json"):
+        (folder / name).unlink(missing_ok=True)
     out = work / "torchrun.jsonl"
     out.unlink(missing_ok=True)
-    began = time.time()
+    start = time.time()
     if side == "torchrun":
         launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={RANKS}"]
         args = [*launcher, "-m", "tests.bench.ray_sides", str(path), str(out)]
@@ -75,21 +77,21 @@ def run_once(side: str, path: Path, folder: Path, work: Path) -> tuple[float, li
         machine.run_python(sys.executable, args, env, work / "logs" / "ray-tune.log")
     lines = [json.loads(line) for line in out.read_text().splitlines()]
     seconds = [line["seconds"] for line in lines]
-    # The file is appended to once a step: its last line was written when the last step ended.
-    first = out.stat().st_mtime - sum(seconds[1:]) - began
+    # A line is appended after each step, so the last step ended when the file was last written.
+    first = out.stat().st_mtime - sum(seconds[1:]) - start
     return first, seconds[WARM_UP:]
 
 
-def interval(ratios: list[float]) -> tuple[float, float]:
-    """95 % bootstrap interval of the median of the rounds' ratios."""
-    draw = random.Random(0)
-    medians = sorted(statistics.median(draw.choices(ratios, k=len(ratios))) for _ in range(NUM_DRAWS))
-    return medians[int(0.025 * NUM_DRAWS)], medians[int(0.975 * NUM_DRAWS)]
+def bootstrap_interval(ratios: list[float]) -> tuple[float, float]:
+    """Compute the 95 % bootstrap interval of the median ratio."""
+    generator = random.Random(0)
+    medians = sorted(statistics.median(generator.choices(ratios, k=len(ratios))) for _ in range(NUM_RESAMPLES))
+    return medians[int(0.025 * NUM_RESAMPLES)], medians[int(0.975 * NUM_RESAMPLES)]
 
 
 def parse() -> argparse.Namespace:
-    """The command line."""
-    parser = machine.arguments(__doc__)
+    """Parse the command line."""
+    parser = machine.make_parser(__doc__)
     parser.add_argument("--rows", type=int, default=160)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--pack-tokens", type=int, default=256)
@@ -98,36 +100,36 @@ def parse() -> argparse.Namespace:
 
 
 def main() -> None:
-    """Measure, print one table."""
+    """Run the benchmark and print its table."""
     options = parse()
     work = options.out / "work"
-    facts = machine.facts()
+    facts = machine.describe_machine()
     path, folder = prepare(work, options)
     firsts: dict[str, list[float]] = {side: [] for side in SIDES}
     steps: dict[str, list[list[float]]] = {side: [] for side in SIDES}
-    for number in range(options.rounds):
+    for round_index in range(options.rounds):
         for side in SIDES:
             first, seconds = run_once(side, path, folder, work)
             firsts[side].append(first)
             steps[side].append(seconds)
-            machine.say(
-                f"round {number + 1}, {side}: {statistics.median(seconds):.3f} s a step, first by {first:.1f} s"
-            )
-    medians = {side: [statistics.median(each) for each in steps[side]] for side in SIDES}
-    ratios = [ray / plain for plain, ray in zip(*(medians[side] for side in SIDES), strict=True)]
-    low, high = interval(ratios)
-    tax = statistics.median(ratios) - 1
-    later = statistics.median([ray - plain for plain, ray in zip(*(firsts[side] for side in SIDES), strict=True)])
+            median = statistics.median(seconds)
+            machine.log(f"round {round_index + 1}, {side}: {median:.3f} s per step, first step after {first:.1f} s")
+    medians = {side: [statistics.median(seconds) for seconds in steps[side]] for side in SIDES}
+    ratios = [ray / torchrun for torchrun, ray in zip(*(medians[side] for side in SIDES), strict=True)]
+    low, high = bootstrap_interval(ratios)
+    overhead = statistics.median(ratios) - 1
+    first_pairs = zip(*(firsts[side] for side in SIDES), strict=True)
+    delay = statistics.median([ray - torchrun for torchrun, ray in first_pairs])
     lines = [[side, machine.spread(medians[side], 3), machine.spread(firsts[side], 1)] for side in SIDES]
     lines.append(
         [
-            "Ray's cost",
-            f"{tax:+.1%} (95 %: {low - 1:+.1%} to {high - 1:+.1%}); target ≤ {TARGET_TAX:.0%}: "
-            f"{'yes' if tax <= TARGET_TAX else 'NO'}",
-            f"{later:+.1f} s; target ≤ {TARGET_START:.0f}: {'yes' if later <= TARGET_START else 'NO'}",
+            "Ray's overhead",
+            f"{overhead:+.1%} (95 %: {low - 1:+.1%} to {high - 1:+.1%}); target ≤ {TARGET_OVERHEAD:.0%}: "
+            f"{'yes' if overhead <= TARGET_OVERHEAD else 'NO'}",
+            f"{delay:+.1f} s; target ≤ {TARGET_DELAY:.0f}: {'yes' if delay <= TARGET_DELAY else 'NO'}",
         ]
     )
-    header = ["two ranks", "seconds a step (median, range of rounds)", "seconds to the end of the first step"]
+    header = ["two ranks", "seconds per step (median, range of rounds)", "seconds to the end of the first step"]
     measured = {side: {"first": firsts[side], "steps": steps[side]} for side in SIDES}
     machine.publish("ray", options.out, facts, [machine.table(header, lines)], measured)
 

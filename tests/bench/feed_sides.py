@@ -1,4 +1,4 @@
-"""One run of the feeding benchmark: prepare and tune a configuration, packs streamed or already in memory.
+"""One run of the feed benchmark: prepare and tune a config, with packs streamed or already in memory.
 
 python -m tests.bench.feed_sides stream|memory CONFIG.json
 """
@@ -18,29 +18,30 @@ from instruct_ray.training.driver import tune as tune_module
 from instruct_ray.training.driver.launch import run_ray_train
 from instruct_ray.training.driver.tune import tune
 from instruct_ray.training.worker.loop import run_worker
+from instruct_ray.training.worker.outcome import TrainOutcome
 from instruct_ray.training.worker.spec import WorkerSpec
 
 
-def loop_from_memory(config: dict[str, Any]) -> str:
-    """What a worker runs for `memory`: the real loop, but all packs are there before the first step begins."""
-    return run_worker(WorkerSpec.model_validate(config["worker_spec"]), from_memory, config["eval_fn"])
+def train_from_memory(config: dict[str, Any]) -> TrainOutcome:
+    """Run the real training loop with all packs loaded before the first step."""
+    return run_worker(WorkerSpec.model_validate(config["worker_spec"]), load_packs, config["eval_fn"])
 
 
-def from_memory(*args: Any) -> Iterator[Any]:
-    """As `stream`, all at once."""
+def load_packs(*args: Any) -> Iterator[Any]:
+    """Read all packs of `stream_packs` before the first one is used."""
     yield from list(stream_packs(*args))
 
 
 def main() -> None:
-    """Run it."""
+    """Prepare and tune."""
     mode, path = sys.argv[1:]
     config = Config.model_validate(json.loads(Path(path).read_text()))
     ray_session.silence_libraries()
     if mode == "memory":
-        # Ray Train is handed this function in place of the other; everything else is the real thing.
-        from tests.bench.feed_sides import loop_from_memory as by_name  # noqa: PLC0415  (workers import it by name)
+        # Only the training loop is replaced.
+        from tests.bench.feed_sides import train_from_memory as loop  # noqa: PLC0415  (workers import it by its module)
 
-        tune_module.run_ray_train = partial(run_ray_train, loop=by_name)
+        tune_module.run_ray_train = partial(run_ray_train, loop=loop)
     prepare(config, ray_session.init_ray)
     tune(config, lambda _: None, ray_session.init_ray)
     ray_session.shut_down_ray()

@@ -1,4 +1,4 @@
-"""How much arithmetic a run needs: the floating-point operations behind its share of the machine's peak."""
+"""Counts the floating-point operations that training on packs needs."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,35 +12,35 @@ from instruct_ray.data.packs.tree import Pack
 
 @dataclass(frozen=True)
 class ModelSize:
-    """What decides the arithmetic of a decoder."""
+    """The sizes of a decoder that decide its floating-point operations."""
 
     block_parameters: int
-    """Weights of all layers, without embedding and output head."""
+    """Parameters of all layers, without embedding and output head."""
     head_parameters: int
-    """Weights of the output head, which runs on trained positions only."""
+    """Parameters of the output head, which is only applied at positions with a target token."""
     attention_width: int
-    """Layers times heads times the width of a head."""
+    """Number of layers x number of heads x head size."""
 
     @classmethod
-    def of(cls, folder: Path) -> "ModelSize":
-        """Of a Hugging Face folder."""
+    def from_folder(cls, folder: Path) -> "ModelSize":
+        """Read the sizes from a Hugging Face folder."""
         model = AutoModelForCausalLM.from_pretrained(folder)
-        config = AutoConfig.from_pretrained(folder)
+        hf_config = AutoConfig.from_pretrained(folder)
         head = model.get_output_embeddings().weight.numel()
         embedding = model.get_input_embeddings().weight.numel()
         tied = model.get_output_embeddings().weight is model.get_input_embeddings().weight
         total = sum(parameter.numel() for parameter in model.parameters())
-        head_width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-        width = config.num_hidden_layers * config.num_attention_heads * head_width
+        head_width = hf_config.to_dict().get("head_dim") or hf_config.hidden_size // hf_config.num_attention_heads
+        width = hf_config.num_hidden_layers * hf_config.num_attention_heads * head_width
         return cls(total - embedding - (0 if tied else head), head, width)
 
 
-def useful_flops(size: ModelSize, packs: Sequence[Pack]) -> float:
-    """Operations of forward and backward that the packs need.
+def compute_useful_flops(size: ModelSize, packs: Sequence[Pack]) -> float:
+    """Count the floating-point operations of the forward and backward passes of packs.
 
-    Six per weight and token (two forward, four backward) in the layers for every computed token and in the head for
-    every trained one; twelve per width of attention for every pair of query and key that the mask lets see each other.
-    Pairs that are computed and thrown away by a dense mask do not count, nor does the optimizer.
+    Six per parameter and token (two forward, four backward): computed tokens in the layers, target tokens in the head.
+    Twelve per attention width for every pair of query and key that the mask allows. Pairs that a dense mask computes
+    and discards don't count, nor does the optimizer.
     """
     total = 0.0
     for pack in packs:

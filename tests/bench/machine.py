@@ -1,4 +1,4 @@
-"""What the benchmarks share: facts about the machine, its matrix-product peak, tables, and where results go."""
+"""Shared by the benchmarks: the machine's description and peak, subprocesses, tables and result files."""
 
 import argparse
 import datetime
@@ -18,22 +18,22 @@ from instruct_ray.runtime_env import MALLOC_TUNABLES
 ROOT = Path(__file__).parents[2]
 CORES = os.cpu_count() or 1
 CACHE = Path.home() / ".cache" / "instruct_ray_bench"
-# Rows, columns and depth of products: those of SmolLM2-135M's layers, and two large squares.
+# Rows, depth and columns of matrix products: those in the layers of SmolLM2-135M, and two large squares.
 GEMM_SHAPES = ((512, 576, 1536), (512, 1536, 576), (1024, 1024, 1024), (2048, 2048, 2048))
 GEMM_SECONDS = 0.7
 
 
-def arguments(description: str | None) -> argparse.ArgumentParser:
-    """The command line of a benchmark."""
+def make_parser(description: str | None) -> argparse.ArgumentParser:
+    """Make the command line parser of a benchmark."""
     parser = argparse.ArgumentParser(
         description=description, formatter_class=argparse.ArgumentDefaultsHelpFormatter, allow_abbrev=False
     )
-    parser.add_argument("--out", type=Path, default=ROOT / "runs" / "bench", help="folder of results and work files")
+    parser.add_argument("--out", type=Path, default=ROOT / "runs" / "bench", help="folder for results and work files")
     return parser
 
 
-def facts() -> dict[str, Any]:
-    """When and on what something was measured, and how busy that machine was just before."""
+def describe_machine() -> dict[str, Any]:
+    """Describe the machine, its load and the date."""
     cpu = next((line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")), "")
     return {
         "date": datetime.datetime.now(tz=datetime.UTC).date().isoformat(),
@@ -45,7 +45,7 @@ def facts() -> dict[str, Any]:
 
 
 def publish(name: str, out: Path, machine: Mapping[str, Any], tables: Sequence[str], measured: Any) -> None:
-    """Print the tables with where they come from, and keep them beside everything that was measured."""
+    """Print the tables with their origin, and write them and all measurements to files."""
     source = (
         f"Measured {machine['date']} with `python -m tests.bench.bench_{name}` on {machine['cores']} cores of "
         f"{machine['cpu']}, {machine['memory_gib']} GiB (load before: {machine['load_before']})."
@@ -58,27 +58,29 @@ def publish(name: str, out: Path, machine: Mapping[str, Any], tables: Sequence[s
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
-    """A markdown table."""
+    """Format a Markdown table."""
     lines = [header, ["---"] * len(header), *rows]
     return "\n".join("| " + " | ".join(str(cell) for cell in line) + " |" for line in lines)
 
 
 def spread(values: Sequence[float], digits: int = 2) -> str:
-    """Median and range of repeated measurements, for a cell."""
-    middle = statistics.median(values)
+    """Format the median and range of repeated measurements."""
+    median = statistics.median(values)
     if len(values) == 1:
-        return f"{middle:,.{digits}f}"
-    return f"{middle:,.{digits}f} ({min(values):,.{digits}f}–{max(values):,.{digits}f})"
+        return f"{median:,.{digits}f}"
+    return f"{median:,.{digits}f} ({min(values):,.{digits}f}–{max(values):,.{digits}f})"
 
 
-def say(text: str) -> None:
-    """A line of progress, with the time of day."""
+def log(text: str) -> None:
+    """Print a line of progress with the time of day."""
     print(f"{datetime.datetime.now():%H:%M:%S} {text}", flush=True)
 
 
 def environment(threads: int = CORES) -> dict[str, str]:
-    """What every side gets: its share of the cores, and freed memory kept, as our workers keep it. Without the latter
-    page faults cost plain torch programs, TRL among them, several times more than their arithmetic."""
+    """Build the environment variables of every side: the number of threads, and the malloc settings of our workers.
+
+    Without these settings, page faults cost plain torch programs such as TRL several times more than their arithmetic.
+    """
     return {
         "OMP_NUM_THREADS": str(threads),
         "GLIBC_TUNABLES": MALLOC_TUNABLES,
@@ -88,41 +90,43 @@ def environment(threads: int = CORES) -> dict[str, str]:
     }
 
 
-def with_environment(module: str) -> None:
-    """Start a program again in `environment`, which the C library reads once, unless it runs in it already."""
+def restart_with_environment(module: str) -> None:
+    """Restart this program with `environment`, whose malloc settings are only read at start; no-op if already set."""
     if os.environ.get("GLIBC_TUNABLES") != MALLOC_TUNABLES:
         command = [sys.executable, "-m", module, *sys.argv[1:]]
         os.execve(sys.executable, command, {**os.environ, **environment()})
 
 
 def run_python(
-    python: Path | str, args: Sequence[str], env: Mapping[str, str], log: Path, *, nice: int = 0
+    python: Path | str, args: Sequence[str], env: Mapping[str, str], log_file: Path, *, nice: int = 0
 ) -> subprocess.CompletedProcess[str]:
-    """Run a Python program from the repository's root; its output goes to `log`.
+    """Run a Python program in the repository's root, with its output in a log file.
 
     Raises:
-        RuntimeError: it failed; shows its last lines.
+        RuntimeError: it failed; the message has its last lines of output.
     """
-    log.parent.mkdir(parents=True, exist_ok=True)
-    with log.open("w") as file:
+    log_file.parent.mkdir(parents=True, exist_ok=True)
+    with log_file.open("w") as file:
         command = ["nice", "-n", str(nice), str(python), *args]
-        done = subprocess.run(command, cwd=ROOT, env=_clean(env), stdout=file, stderr=subprocess.STDOUT, text=True)
-    if done.returncode:
-        tail = "\n".join(log.read_text().splitlines()[-15:])
-        raise RuntimeError(f"{' '.join(command)} ended with {done.returncode}:\n{tail}")
-    return done
+        process = subprocess.run(
+            command, cwd=ROOT, env=_merge_environment(env), stdout=file, stderr=subprocess.STDOUT, text=True
+        )
+    if process.returncode:
+        tail = "\n".join(log_file.read_text().splitlines()[-15:])
+        raise RuntimeError(f"{' '.join(command)} exited with {process.returncode}:\n{tail}")
+    return process
 
 
-def _clean(env: Mapping[str, str]) -> dict[str, str]:
-    """This process's environment with `env`, but no path of its own modules: TRL has others."""
+def _merge_environment(env: Mapping[str, str]) -> dict[str, str]:
+    """This process's environment with `env`, without PYTHONPATH, since peers have other packages."""
     return {name: value for name, value in os.environ.items() if name != "PYTHONPATH"} | dict(env)
 
 
 def gemm_peak(threads: int) -> float:
-    """GFLOP/s of the best bf16 matrix product that torch does here, in a process of its own."""
+    """Measure the GFLOP/s of the fastest bf16 matrix product in torch, in a subprocess."""
     command = [sys.executable, "-m", "tests.bench.machine", str(threads)]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
-    return float(done.stdout)
+    process = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    return float(process.stdout)
 
 
 def _measure_gemm(threads: int) -> float:
@@ -134,9 +138,9 @@ def _measure_gemm(threads: int) -> float:
         a = torch.randn(rows, depth, dtype=torch.bfloat16)
         b = torch.randn(columns, depth, dtype=torch.bfloat16)
         end = time.perf_counter() + GEMM_SECONDS
-        while (began := time.perf_counter()) < end:
+        while (start := time.perf_counter()) < end:
             torch.nn.functional.linear(a, b)
-            best = max(best, 2 * rows * depth * columns / (time.perf_counter() - began) / 1e9)
+            best = max(best, 2 * rows * depth * columns / (time.perf_counter() - start) / 1e9)
     return best
 
 

@@ -1,7 +1,6 @@
-"""One run of a peer's trainer, in the peers' environment: reads a job file, trains the given rows, writes what it
-measured.
+"""One run of a peer's trainer in the peers' environment: reads a job file, trains on its rows, writes the measurements.
 
-Nothing of this project is imported: the same interpreter has no instruct_ray. Run by `bench_train`, not by hand.
+Run by `bench_train`. It imports nothing of instruct_ray, which is not installed in that environment.
 """
 
 import json
@@ -27,8 +26,8 @@ from transformers import (
 from trl import SFTConfig, SFTTrainer
 
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
-# A process group of one, which DeepSpeed wants.
-ALONE = {
+# DeepSpeed needs a process group, here of one rank.
+SINGLE_RANK_ENV = {
     "DS_ACCELERATOR": "cpu",
     "MASTER_ADDR": "127.0.0.1",
     "MASTER_PORT": "29555",
@@ -39,7 +38,7 @@ ALONE = {
 
 
 class Clock(TrainerCallback):
-    """Seconds and loss of every optimizer step; a step begins where the one before it ended."""
+    """Records seconds and loss of every optimizer step; a step starts when the previous one ends."""
 
     def __init__(self) -> None:
         self.seconds: list[float] = []
@@ -59,8 +58,8 @@ class Clock(TrainerCallback):
             self.losses.append(logs["loss"])
 
 
-class Counting(Trainer):
-    """Counts the tokens of the rows (`real`) and those computed, per micro-batch."""
+class CountingTrainer(Trainer):
+    """Counts (row tokens, computed tokens, target tokens) of each micro-batch."""
 
     def __init__(self, **options: Any) -> None:
         super().__init__(**options)
@@ -68,18 +67,18 @@ class Counting(Trainer):
 
     def training_step(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
         mask = inputs.get("attention_mask")
-        computed = inputs["input_ids"].numel()
-        trained = int((inputs["labels"] != -100).sum())
-        self.counts.append((computed if mask is None else int(mask.sum()), computed, trained))
+        num_computed = inputs["input_ids"].numel()
+        num_target = int((inputs["labels"] != -100).sum())
+        self.counts.append((num_computed if mask is None else int(mask.sum()), num_computed, num_target))
         return super().training_step(model, inputs, *args, **kwargs)
 
 
-class CountingTrl(Counting, SFTTrainer):
-    """The same of TRL's."""
+class CountingTrlTrainer(CountingTrainer, SFTTrainer):
+    """The same for TRL's trainer."""
 
 
 def train(job: dict[str, Any]) -> dict[str, Any]:
-    """Train the job's rows; returns seconds, losses and token counts."""
+    """Train on the job's rows; returns seconds, losses and token counts."""
     torch.set_num_threads(job["threads"])
     clock = Clock()
     options = {
@@ -94,17 +93,17 @@ def train(job: dict[str, Any]) -> dict[str, Any]:
         "gradient_accumulation_steps": job["accumulation"],
         **job["settings"],
     }
-    make = trl_trainer if job["trainer"] == "trl" else deepspeed_trainer
-    trainer = make(job, options, clock)
+    make_trainer = make_trl_trainer if job["trainer"] == "trl" else make_deepspeed_trainer
+    trainer = make_trainer(job, options, clock)
     trainer.train()
     return {"seconds": clock.seconds, "losses": clock.losses, "counts": trainer.counts}
 
 
-def trl_trainer(job: dict[str, Any], options: dict[str, Any], clock: Clock) -> CountingTrl:
-    """TRL's trainer on the job's rows."""
+def make_trl_trainer(job: dict[str, Any], options: dict[str, Any], clock: Clock) -> CountingTrlTrainer:
+    """Make TRL's trainer for the job's rows."""
     dtype = DTYPES[options.pop("dtype")] if "dtype" in options else None
     config = SFTConfig(model_init_kwargs=None if dtype is None else {"dtype": dtype}, **options)
-    return CountingTrl(
+    return CountingTrlTrainer(
         model=job["base"],
         args=config,
         train_dataset=datasets.Dataset.from_list(job["rows"]),
@@ -113,9 +112,9 @@ def trl_trainer(job: dict[str, Any], options: dict[str, Any], clock: Clock) -> C
     )
 
 
-def deepspeed_trainer(job: dict[str, Any], options: dict[str, Any], clock: Clock) -> Counting:
-    """transformers' trainer over a DeepSpeed engine, with torch's AdamW as on our side."""
-    os.environ.update(ALONE)
+def make_deepspeed_trainer(job: dict[str, Any], options: dict[str, Any], clock: Clock) -> CountingTrainer:
+    """Make the Trainer of transformers with a DeepSpeed engine and torch's AdamW, as on our side."""
+    os.environ.update(SINGLE_RANK_ENV)
     deepspeed = {
         "bf16": {"enabled": True},
         "zero_optimization": {"stage": options.pop("zero_stage")},
@@ -126,15 +125,17 @@ def deepspeed_trainer(job: dict[str, Any], options: dict[str, Any], clock: Clock
         "gradient_accumulation_steps": "auto",
         "train_batch_size": "auto",
     }
-    return plain_trainer(job, TrainingArguments(bf16=True, deepspeed=deepspeed, **options), torch.bfloat16, [clock])
+    return make_plain_trainer(
+        job, TrainingArguments(bf16=True, deepspeed=deepspeed, **options), torch.bfloat16, [clock]
+    )
 
 
-def plain_trainer(
+def make_plain_trainer(
     job: dict[str, Any], arguments: TrainingArguments, dtype: torch.dtype, callbacks: list[TrainerCallback]
-) -> Counting:
-    """transformers' trainer on the job's rows, padded by its own collator."""
+) -> CountingTrainer:
+    """Make the Trainer of transformers for the job's rows, padded by its own collator."""
     rows = [row | {"attention_mask": [1] * len(row["input_ids"])} for row in job["rows"]]
-    return Counting(
+    return CountingTrainer(
         model=AutoModelForCausalLM.from_pretrained(job["base"], dtype=dtype),
         args=arguments,
         train_dataset=datasets.Dataset.from_list(rows),
@@ -143,8 +144,8 @@ def plain_trainer(
     )
 
 
-def first_loss(job: dict[str, Any]) -> dict[str, Any]:
-    """The trainer's loss on the job's rows as one batch in fp32, with the token ids and labels its collator made."""
+def compute_first_loss(job: dict[str, Any]) -> dict[str, Any]:
+    """Compute the trainer's fp32 loss on the job's rows as one batch, with the collator's token ids and labels."""
     torch.set_num_threads(job["threads"])
     options = {"output_dir": job["folder"], "use_cpu": True, "report_to": "none", "bf16": False}
     if job["trainer"] == "trl":
@@ -155,7 +156,7 @@ def first_loss(job: dict[str, Any]) -> dict[str, Any]:
             processing_class=AutoTokenizer.from_pretrained(job["base"]),
         )
     else:
-        trainer = plain_trainer(job, TrainingArguments(**options), torch.float32, [])
+        trainer = make_plain_trainer(job, TrainingArguments(**options), torch.float32, [])
     batch = trainer.data_collator([trainer.train_dataset[i] for i in range(len(job["rows"]))])
     ids, labels, mask = (batch[name] for name in ("input_ids", "labels", "attention_mask"))
     with torch.no_grad():
@@ -170,5 +171,5 @@ def first_loss(job: dict[str, Any]) -> dict[str, Any]:
 
 if __name__ == "__main__":
     request = json.loads(Path(sys.argv[1]).read_text())
-    answer = first_loss(request) if request["kind"] == "loss" else train(request)
-    Path(sys.argv[2]).write_text(json.dumps(answer))
+    result = compute_first_loss(request) if request["kind"] == "loss" else train(request)
+    Path(sys.argv[2]).write_text(json.dumps(result))

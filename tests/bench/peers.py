@@ -1,5 +1,7 @@
-"""The peers of the training benchmark, in an environment of their own outside the repository, and what may make them
-fast: TRL, and transformers' Trainer with DeepSpeed."""
+"""The peers of the training benchmark: TRL, and the Trainer of transformers with DeepSpeed.
+
+They have their own virtual environment outside the repository. Their best settings are measured with `--try`.
+"""
 
 import os
 import shutil
@@ -8,28 +10,28 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tests.bench.machine import ROOT, say
+from tests.bench.machine import ROOT, log
 
 REQUIREMENTS = ("trl==1.16.0", "torch==2.13.0", "deepspeed==0.19.8")
-# What a peer's trainer is given; rows are never cut.
+# Options of a peer's trainer; rows are never truncated.
 Settings = dict[str, Any]
 
 
 @dataclass(frozen=True)
 class Peer:
-    """A trainer that others use, and settings of it."""
+    """A trainer, and its settings in the benchmark."""
 
     name: str
     trainer: str
-    """As `peer.py` knows it."""
+    """Its name in `peer.py`."""
     defaults: Settings
     best: dict[str, Settings]
-    """The fastest of the candidates tried on each data set, on two cores."""
+    """The fastest candidate on each data set, on two cores."""
     candidates: dict[str, Settings]
-    """What `--try` measures."""
+    """The settings that `--try` measures."""
 
     def sides(self, data: str) -> dict[str, Settings]:
-        """What is timed on a data set."""
+        """The settings that are timed on a data set, by the name of the side."""
         return {f"{self.name}, defaults": self.defaults, f"{self.name}, best settings": self.best[data]}
 
 
@@ -41,7 +43,7 @@ TRL = Peer(
     "TRL",
     "trl",
     defaults={"max_length": None},
-    # 2026-11-24. Packing is none: its rows see each other where FlashAttention is not there to part them, and it was no
+    # Measured 2026-11-24. Packing is excluded: without FlashAttention packed rows attend to each other, and it was not
     # faster.
     best={
         "clinc": PLAIN_TRL | {"per_device_train_batch_size": 32},
@@ -60,18 +62,18 @@ TRL = Peer(
         "packing bfd to 512": PLAIN_TRL | {"packing": True, "max_length": 512, "per_device_train_batch_size": 1},
     },
 )
-# bf16 weights with fp32 masters, as ours; batches of 8 random rows are the Trainer's default.
+# bf16 weights with fp32 master weights, as on our side. Batches of 8 random rows are the Trainer's default.
 TRAINER = Peer(
     "Trainer + DeepSpeed",
     "transformers",
     defaults={"zero_stage": 2},
-    # 2026-11-25, on 125 rows of CLINC150; on 32 general triples batches of 4 and of 8 alone were tried.
+    # Measured 2026-11-25 on 125 rows of CLINC150; on 32 general triples only with batches of 4 and 8.
     best={
         "clinc": SORTED | {"zero_stage": 0, "per_device_train_batch_size": 32},
         "alpaca": SORTED | {"zero_stage": 0, "per_device_train_batch_size": 4},
     },
     candidates={
-        f"ZeRO-{stage}, batches of {batch} of like lengths": SORTED
+        f"ZeRO-{stage}, batches of {batch} of similar lengths": SORTED
         | {"zero_stage": stage, "per_device_train_batch_size": batch}
         for stage, batch in ((0, 4), (0, 8), (0, 16), (0, 32), (2, 16))
     },
@@ -79,22 +81,22 @@ TRAINER = Peer(
 PEERS = (TRL, TRAINER)
 
 
-def python_of(folder: Path) -> Path:
-    """The interpreter of the peers' environment; creates it if it is not there.
+def ensure_peer_python(folder: Path) -> Path:
+    """Return the interpreter of the peers' environment; create it if needed.
 
     Raises:
-        ValueError: the folder lies inside the repository.
+        ValueError: the folder is inside the repository.
     """
     if folder.resolve().is_relative_to(ROOT):
-        raise ValueError(f"{folder} lies inside the repository; the peers' environment must not")
-    ready, python = folder / ".ready", folder / "bin" / "python"
-    if not ready.is_file() or ready.read_text().split() != list(REQUIREMENTS):
-        say(f"installing {' '.join(REQUIREMENTS)} into {folder} (minutes, once)")
+        raise ValueError(f"{folder} is inside the repository; use a folder outside for the peers' environment")
+    marker, python = folder / ".ready", folder / "bin" / "python"
+    if not marker.is_file() or marker.read_text().split() != list(REQUIREMENTS):
+        log(f"installing {' '.join(REQUIREMENTS)} into {folder} (minutes, once)")
         shutil.rmtree(folder, ignore_errors=True)
         subprocess.run(["python3.11", "-m", "venv", str(folder)], check=True)
-        # The versions that this project is tested with, so that torch and transformers are the same on both sides.
+        # The versions that instruct_ray is tested with, so that torch and transformers are the same on all sides.
         command = [str(python), "-m", "pip", "install", "-q", "--disable-pip-version-check"]
         env = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
         subprocess.run([*command, "-c", str(ROOT / "constraints.txt"), *REQUIREMENTS], check=True, env=env)
-        ready.write_text("\n".join(REQUIREMENTS))
+        marker.write_text("\n".join(REQUIREMENTS))
     return python

@@ -1,4 +1,4 @@
-"""One rank of torchrun's side of the Ray benchmark: the project's own step, without Ray.
+"""One rank of the torchrun side of the Ray benchmark: the training step of instruct_ray without Ray.
 
 torchrun --nproc-per-node=2 -m tests.bench.ray_sides CONFIG.yaml OUT.jsonl
 """
@@ -28,7 +28,7 @@ from instruct_ray.training.worker.step import make_loss_fn, summarize_step, trai
 
 
 def main() -> None:
-    """Train to the end of the plan, a line a step."""
+    """Train to the end of the plan; writes one JSON line per step."""
     config, out = load_config(Path(sys.argv[1])), Path(sys.argv[2])
     dist.init_process_group("gloo")
     rank, world_size = dist.get_rank(), dist.get_world_size()
@@ -46,15 +46,17 @@ def main() -> None:
     loss_fn = make_loss_fn(hf_config, check, dtype)
     packs = dataset.take(range(dataset.num_packs))
     for step in range(plan.num_steps):
-        began = time.perf_counter()
-        num_trained = sum(packs[index]["num_trained"] for index in plan.step_packs(step))
-        mine = [empty_pack() if index is None else packs[index] for index in plan.rank_packs(step, rank, world_size)]
+        start = time.perf_counter()
+        num_target_tokens = sum(packs[index]["num_trained"] for index in plan.step_packs(step))
+        rank_packs = [
+            empty_pack() if index is None else packs[index] for index in plan.rank_packs(step, rank, world_size)
+        ]
         rate = learning_rate_at(step, plan.num_steps, train)
-        local = train_step(engine, loss_fn, mine, num_trained, rate)
-        done = summarize_step(engine, local, all_reduce_sums(local.sums(), engine.device), num_trained)
+        local = train_step(engine, loss_fn, rank_packs, num_target_tokens, rate)
+        result = summarize_step(engine, local, all_reduce_sums(local.sums(), engine.device), num_target_tokens)
         if rank == 0:
             with out.open("a") as file:
-                file.write(json.dumps({"seconds": time.perf_counter() - began, "loss": done.loss}) + "\n")
+                file.write(json.dumps({"seconds": time.perf_counter() - start, "loss": result.loss}) + "\n")
     dist.destroy_process_group()
 
 

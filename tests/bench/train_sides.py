@@ -1,4 +1,4 @@
-"""The sides of the training benchmark, each in a process of its own: ours by its jobs, peers in their environment."""
+"""Runs the sides of the training benchmark in their own processes: ours by its jobs, peers in their environment."""
 
 import argparse
 import json
@@ -17,22 +17,22 @@ from instruct_ray.data.packs.dataset import find_packs
 from instruct_ray.data.packs.tree import Pack
 from instruct_ray.run.folder import RunFolder
 from instruct_ray.training.driver.build_spec import build_plan
-from tests.bench.examples import bench_config, examples_of, renderer_of, resolve_base
+from tests.bench.examples import bench_config, make_examples, make_renderer, resolve_base
 from tests.bench.machine import CORES, environment, run_python
 from tests.bench.peers import Peer, Settings
-from tests.bench.rows import Row, line_starts, write_jsonl
+from tests.bench.rows import Row, line_offsets, write_jsonl
 
 BATCH = 8
-# Steps not timed, on every side: libraries are warming up.
+# Number of first steps that are not timed, on every side.
 WARM_UP = 1
 LEARNING_RATE = 1e-5
-# Ray gives its workers this niceness; the peers get the same.
+# Ray starts its workers with this niceness; peers get the same.
 NICE = 15
 
 
 @dataclass(frozen=True)
 class Task:
-    """One data set to train on: the rows that our packs hold."""
+    """A data set to train on: the rows that our packs contain."""
 
     name: str
     work: Path
@@ -47,8 +47,8 @@ class Task:
 
 
 @dataclass(frozen=True)
-class Timed:
-    """What one side did in one round, the warm-up left out."""
+class Timing:
+    """Speed and losses of one side in one round, after the warm-up."""
 
     tokens_per_second: float
     computed_per_second: float
@@ -57,72 +57,72 @@ class Timed:
 
 
 def make_task(name: str, rows: Sequence[Row], work: Path, options: argparse.Namespace) -> Task:
-    """Prepare the rows once with the project's own job, and see which of them its packs hold."""
+    """Prepare the rows once, and find the rows that the packs contain."""
     write_jsonl(rows, work / f"{name}.jsonl")
     config = _configure(name, "rows", work, options)
     shutil.rmtree(work / config.run.name, ignore_errors=True)
-    _job("prepare", config, work, options)
+    _run_job("prepare", config, work, options)
     dataset = find_packs(RunFolder.from_config(config))
     packs = dataset.take(range(dataset.num_packs))
     base_model = resolve_base(work)
-    # A row's id is its source's number and where its line begins, in bytes.
-    by_id = {f"0:{start}": row for start, row in zip(line_starts(work / f"{name}.jsonl"), rows, strict=True)}
-    packed = [by_id[row_id] for pack in packs for row_id in pack["row_ids"]]
-    examples = examples_of(renderer_of(base_model), packed)
+    # A row id is the index of the source and the byte offset of the line.
+    rows_by_id = {f"0:{offset}": row for offset, row in zip(line_offsets(work / f"{name}.jsonl"), rows, strict=True)}
+    packed_rows = [rows_by_id[row_id] for pack in packs for row_id in pack["row_ids"]]
+    examples = make_examples(make_renderer(base_model), packed_rows)
     if sum(example.num_tokens for example in examples) != sum(pack["num_tokens"] for pack in packs):
-        raise AssertionError("the rows of the packs are not those found by their row ids")
+        raise AssertionError("the packs don't match the rows of their row ids")
     return Task(name, work, base_model.folder, examples, packs, build_plan(config, dataset).num_steps)
 
 
-def run_ours(task: Task, round_: str, options: argparse.Namespace) -> Timed:
-    """Prepare and tune as a user would; the times are those of metrics.jsonl."""
+def run_ours(task: Task, round_: str, options: argparse.Namespace) -> Timing:
+    """Prepare and tune as a user would; the times are from metrics.jsonl."""
     config = _configure(task.name, round_, task.work, options)
     folder = task.work / config.run.name
     shutil.rmtree(folder, ignore_errors=True)
-    _job("prepare", config, task.work, options)
-    _job("tune", config, task.work, options)
+    _run_job("prepare", config, task.work, options)
+    _run_job("tune", config, task.work, options)
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     shutil.rmtree(folder)
     _check_steps("ours", len(lines), task)
-    return _timed(lines, [line["loss"] for line in lines])
+    return _make_timing(lines, [line["loss"] for line in lines])
 
 
-def run_peer(task: Task, round_: str, python: Path, peer: Peer, settings: Settings) -> Timed:
-    """A peer on the same rows in as many steps."""
-    # What is packed becomes about so many rows.
+def run_peer(task: Task, round_: str, python: Path, peer: Peer, settings: Settings) -> Timing:
+    """Train a peer on the same rows in the same number of steps."""
+    # An estimate for packed rows.
     num_rows = -(-task.row_tokens // settings["max_length"]) if settings.get("packing") else len(task.examples)
-    # In as many steps as ours takes: batches no larger than asked for, all alike.
-    largest = settings.get("per_device_train_batch_size", BATCH)
-    accumulation = -(-num_rows // (task.num_steps * largest))
+    # Equal batches, at most as large as configured, in as many steps as our side.
+    max_batch = settings.get("per_device_train_batch_size", BATCH)
+    accumulation = -(-num_rows // (task.num_steps * max_batch))
     settings = settings | {"per_device_train_batch_size": -(-num_rows // (task.num_steps * accumulation))}
     request = {"kind": "train", "settings": settings, "accumulation": accumulation}
-    answer = ask_peer(task, round_, python, peer, request)
+    result = request_peer(task, round_, python, peer, request)
     if not settings.get("packing"):
-        _check_steps(peer.name, len(answer["seconds"]), task)
+        _check_steps(peer.name, len(result["seconds"]), task)
     lines = []
-    for step, seconds in enumerate(answer["seconds"]):
-        counts = answer["counts"][step * accumulation : (step + 1) * accumulation]
+    for step, seconds in enumerate(result["seconds"]):
+        counts = result["counts"][step * accumulation : (step + 1) * accumulation]
         num_tokens, num_computed = (sum(count[column] for count in counts) for column in (0, 1))
         lines.append({"seconds": seconds, "num_tokens": num_tokens, "num_computed_tokens": num_computed})
-    return _timed(lines, answer["losses"])
+    return _make_timing(lines, result["losses"])
 
 
-def ask_peer(task: Task, name: str, python: Path, peer: Peer, request: dict[str, Any]) -> dict[str, Any]:
-    """Run `peer.py` with a request about a task's rows; returns its answer."""
+def request_peer(task: Task, name: str, python: Path, peer: Peer, request: dict[str, Any]) -> dict[str, Any]:
+    """Run `peer.py` with a request for a task's rows; returns its result."""
     name = f"{task.name}-{name}-{peer.trainer}"
-    given, answer = task.work / f"{name}-job.json", task.work / f"{name}-answer.json"
+    job_file, result_file = task.work / f"{name}-job.json", task.work / f"{name}-result.json"
     rows = [as_row(example) for example in request.pop("examples", task.examples)]
     common = {"threads": CORES, "base": str(task.base), "folder": str(task.work / peer.trainer), "rows": rows}
     common |= {"trainer": peer.trainer, "learning_rate": LEARNING_RATE}
-    given.write_text(json.dumps(common | request))
-    args = [str(Path(__file__).with_name("peer.py")), str(given), str(answer)]
+    job_file.write_text(json.dumps(common | request))
+    args = [str(Path(__file__).with_name("peer.py")), str(job_file), str(result_file)]
     run_python(python, args, environment(), task.work / "logs" / f"{name}.log", nice=NICE)
-    result: dict[str, Any] = json.loads(answer.read_text())
+    result: dict[str, Any] = json.loads(result_file.read_text())
     return result
 
 
 def as_row(example: Example) -> dict[str, list[int]]:
-    """An example as peers take tokenised rows; the model shifts the labels itself."""
+    """Convert an example to a tokenized row for a peer, whose model shifts the labels itself."""
     prompt, completion = [int(i) for i in example.prompt_ids], [int(i) for i in example.completion_ids]
     return {"input_ids": prompt + completion, "labels": [-100] * len(prompt) + completion}
 
@@ -132,7 +132,7 @@ def _configure(name: str, round_: str, work: Path, options: argparse.Namespace) 
         work,
         f"{name}-{round_}",
         work / f"{name}.jsonl",
-        # Both sides get the same rows: those that are not held out.
+        # All sides get the same rows: those that are not held out.
         data={
             "test_fraction": 0.05,
             "near_duplicates": None,
@@ -152,7 +152,7 @@ def _configure(name: str, round_: str, work: Path, options: argparse.Namespace) 
     return Config.model_validate(values)
 
 
-def _job(job: str, config: Config, work: Path, options: argparse.Namespace) -> None:
+def _run_job(job: str, config: Config, work: Path, options: argparse.Namespace) -> None:
     env = environment(max(1, CORES // options.workers))
     args = ["-m", f"jobs.{job}", "--config", str(work / f"{config.run.name}.yaml")]
     run_python(sys.executable, args, env, work / "logs" / f"{config.run.name}-{job}.log")
@@ -160,15 +160,15 @@ def _job(job: str, config: Config, work: Path, options: argparse.Namespace) -> N
 
 def _check_steps(side: str, num_steps: int, task: Task) -> None:
     if num_steps != task.num_steps:
-        raise AssertionError(f"{side} took {num_steps} steps on {task.name}, not {task.num_steps}")
+        raise AssertionError(f"{side} took {num_steps} steps on {task.name}; expected {task.num_steps}")
 
 
-def _timed(lines: Sequence[dict[str, Any]], losses: list[float]) -> Timed:
-    timed = lines[WARM_UP:]
-    seconds = sum(line["seconds"] for line in timed)
-    return Timed(
-        sum(line["num_tokens"] for line in timed) / seconds,
-        sum(line["num_computed_tokens"] for line in timed) / seconds,
+def _make_timing(lines: Sequence[dict[str, Any]], losses: list[float]) -> Timing:
+    timed_lines = lines[WARM_UP:]
+    seconds = sum(line["seconds"] for line in timed_lines)
+    return Timing(
+        sum(line["num_tokens"] for line in timed_lines) / seconds,
+        sum(line["num_computed_tokens"] for line in timed_lines) / seconds,
         losses,
         [line["seconds"] for line in lines],
     )

@@ -137,7 +137,7 @@ def test_schema_describes_every_section(capsys: pytest.CaptureFixture[str]) -> N
     assert exit_info.value.code == 0
     schema = json.loads(capsys.readouterr().out)
     assert schema["required"] == ["run", "model", "data", "registry"]
-    assert schema["$defs"]["TrainConfig"]["properties"]["zero_stage"]["description"].startswith("DeepSpeed ZeRO")
+    assert "DeepSpeed ZeRO" in schema["$defs"]["TrainConfig"]["properties"]["zero_stage"]["description"]
 
 
 def test_schema_imports_no_heavy_library() -> None:

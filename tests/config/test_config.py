@@ -2,7 +2,6 @@
 
 import re
 from pathlib import Path
-from typing import Any, get_args
 
 import pytest
 from pydantic import BaseModel
@@ -10,6 +9,7 @@ from pydantic import BaseModel
 from instruct_ray.config.load import load_config
 from instruct_ray.config.schema import Config
 from instruct_ray.errors import InputError
+from tests.config.sections import find_sections
 
 ROOT = Path(__file__).parents[2]
 MINIMAL = """
@@ -34,13 +34,6 @@ def list_options(section: type[BaseModel], prefix: str = "") -> list[tuple[str, 
         nested = find_sections(field.annotation)
         options += list_options(nested[0], f"{prefix}{name}.") if nested else [(f"{prefix}{name}", field.description)]
     return options
-
-
-def find_sections(annotation: Any) -> list[type[BaseModel]]:
-    """The sections in an annotation such as `tuple[Annotated[Section, ...], ...]` or `Section | None`."""
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return [annotation]
-    return [section for argument in get_args(annotation) for section in find_sections(argument)]
 
 
 def test_overrides_replace_values_and_create_sections(config_file: Path) -> None:

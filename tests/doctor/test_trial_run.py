@@ -1,4 +1,4 @@
-"""A short copy of a run; that it is timed and leaves nothing, preflight's tests show."""
+"""The plan of a trial run. Timing a trial run is tested with the checks, in tests/training/capacity/test_checks.py."""
 
 from collections.abc import Callable
 
@@ -15,13 +15,13 @@ from tests.fakes import ray_is_running
 
 @pytest.mark.parametrize(("examples_per_step", "num_steps"), [(1, 12), (12, 12), (48, 8)])
 @pytest.mark.usefixtures("ray_4_cpus")
-def test_the_short_plan_has_the_steps_of_the_real_one(
+def test_trial_plan_has_the_step_size_of_the_run(
     make_config: Callable[..., Config], examples_per_step: int, num_steps: int
 ) -> None:
     config = make_config(train={"examples_per_step": examples_per_step})
     prepare(config, ray_is_running)
-    dataset = find_packs(RunFolder.from_config(config))
-    plan = trial_plan(config, dataset)
-    assert plan.packs_per_step == build_plan(config, dataset).packs_per_step
+    packs = find_packs(RunFolder.from_config(config))
+    plan = trial_plan(config, packs)
+    assert plan.packs_per_step == build_plan(config, packs).packs_per_step
     assert plan.num_steps == num_steps
-    assert all(index < dataset.num_packs for step in range(plan.num_steps) for index in plan.step_packs(step))
+    assert all(index < packs.num_packs for step in range(plan.num_steps) for index in plan.step_packs(step))

@@ -1,4 +1,4 @@
-"""Workers that die: anywhere in a step, around a checkpoint, or without dying at all."""
+"""Workers that are killed, at any point of a step or around a checkpoint, and a worker that hangs."""
 
 import itertools
 import math
@@ -8,76 +8,81 @@ import statistics
 import time
 
 from instruct_ray.run.folder import RunFolder
-from tests.drill.lab import Figures, Lab
-from tests.drill.watch import LAST_STEP_SECONDS, kill_a_worker, lines_of, workers
+from tests.drill.harness import CaseResult, DrillHarness
+from tests.drill.monitor import LAST_STEP_SECONDS, find_workers, kill_a_worker, read_metrics
 
-POINTS = ("mid_write@4", "before_manifest@8", "after_manifest@12")
+KILL_POINTS = ("mid_write@4", "before_manifest@8", "after_manifest@12")
 NUM_KILLS = 3
-SECONDS_BETWEEN = 60.0
+SECONDS_BETWEEN_KILLS = 60.0
 STEPS_PER_EPOCH = 6
+HEALTH_CHECK_TIMEOUT = "RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S"
 
 
-def worker_killed(lab: Lab) -> Figures:
-    """`kill -9` of a worker in the middle, before the next checkpoint."""
-    whole = lab.whole()
-    config = lab.start("killed")
-    with lab.watch(config) as watch:
-        watch.at(15, kill_a_worker)
-        lab.run(config)
-    return lab.compared(config, whole, watch)
+def kill_worker(harness: DrillHarness) -> CaseResult:
+    """`kill -9` of a worker in the middle of the run, between two checkpoints."""
+    uninterrupted = harness.train_uninterrupted()
+    config = harness.prepare_run("killed")
+    with harness.monitor(config) as monitor:
+        monitor.cause_at(15, kill_a_worker)
+        harness.train(config)
+    return harness.compare(config, uninterrupted, monitor)
 
 
-def killed_around_a_checkpoint(lab: Lab) -> Figures:
-    """Four kills in one run: before the first checkpoint, half of one written, all written and not signed, signed and
-    not reported."""
-    whole = lab.whole()
-    config = lab.start("points", checkpoint_every=4, max_failures=4)
-    lab.arm(*POINTS)
-    with lab.watch(config) as watch:
-        watch.at(2, kill_a_worker)
-        lab.run(config)
-    assert not lab.armed, f"did not come about: {lab.armed}"
-    return lab.compared(config, whole, watch)
+def kill_around_checkpoint(harness: DrillHarness) -> CaseResult:
+    """Four kills in one run.
+
+    Before the first checkpoint, between two shards of a checkpoint, before its manifest is written, and after that but
+    before Ray knows of the checkpoint.
+    """
+    uninterrupted = harness.train_uninterrupted()
+    config = harness.prepare_run("points", checkpoint_every=4, max_failures=4)
+    harness.arm_faults(*KILL_POINTS)
+    with harness.monitor(config) as monitor:
+        monitor.cause_at(2, kill_a_worker)
+        harness.train(config)
+    assert not harness.armed_faults, f"faults that did not fire: {harness.armed_faults}"
+    return harness.compare(config, uninterrupted, monitor)
 
 
-def worker_stopped(lab: Lab) -> Figures:
-    """SIGSTOP of a worker: it does not die, it hangs. Ray finds it when its health check is answered too late."""
-    whole = lab.whole()
-    config = lab.start("stopped")
-    frozen: list[int] = []
+def freeze_worker(harness: DrillHarness) -> CaseResult:
+    """SIGSTOP of a worker: it hangs, and Ray finds that by its health check."""
+    uninterrupted = harness.train_uninterrupted()
+    config = harness.prepare_run("frozen")
+    frozen_pids: list[int] = []
 
     def freeze() -> None:
-        frozen.append(workers()[-1].pid)
-        os.kill(frozen[0], signal.SIGSTOP)
+        frozen_pids.append(find_workers()[-1].pid)
+        os.kill(frozen_pids[0], signal.SIGSTOP)
 
-    os.environ["RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S"] = "10"
+    os.environ[HEALTH_CHECK_TIMEOUT] = "10"
     try:
-        with lab.watch(config) as watch:
-            watch.at(15, freeze)
-            lab.run(config)
+        with harness.monitor(config) as monitor:
+            monitor.cause_at(15, freeze)
+            harness.train(config)
     finally:
-        del os.environ["RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S"]
-    found = lab.compared(config, whole, watch)
-    assert all(process.pid != frozen[0] for process in workers()), "the stopped worker is still there"
-    found.says = "health check timeout 10 s"
-    return found
+        del os.environ[HEALTH_CHECK_TIMEOUT]
+    result = harness.compare(config, uninterrupted, monitor)
+    assert all(process.pid != frozen_pids[0] for process in find_workers()), "the frozen worker is still running"
+    result.note = "health check timeout 10 s"
+    return result
 
 
-def killer(lab: Lab) -> Figures:
-    """A worker killed every 60 s; goodput is what the run would take alone over what it took."""
-    alone = statistics.median(line["seconds"] for line in lines_of(RunFolder.from_config(lab.whole()).metrics))
-    epochs = math.ceil((NUM_KILLS * SECONDS_BETWEEN + 20) / alone / STEPS_PER_EPOCH)
-    config = lab.start("killer", epochs=epochs, checkpoint_every=50, max_failures=NUM_KILLS)
-    began = time.monotonic()
-    with lab.watch(config) as watch:
+def kill_workers_repeatedly(harness: DrillHarness) -> CaseResult:
+    """A worker killed every 60 s. Goodput compares the run with the same run without kills."""
+    metrics = read_metrics(RunFolder.from_config(harness.train_uninterrupted()).metrics_file)
+    step_seconds = statistics.median(step["seconds"] for step in metrics)
+    epochs = math.ceil((NUM_KILLS * SECONDS_BETWEEN_KILLS + 20) / step_seconds / STEPS_PER_EPOCH)
+    config = harness.prepare_run("repeated", epochs=epochs, checkpoint_every=50, max_failures=NUM_KILLS)
+    started = time.monotonic()
+    with harness.monitor(config) as monitor:
         for number in range(NUM_KILLS):
-            watch.after(SECONDS_BETWEEN * (number + 1), kill_a_worker)
-        lab.run(config)
-    wall = time.monotonic() - began
-    found = lab.figures(config, watch)
-    # Its own pace, with its checkpoints and without its restarts.
-    gaps = [gap for one, other in itertools.pairwise(watch.times) if (gap := other - one) < LAST_STEP_SECONDS]
-    pace = statistics.mean(gaps)
-    found.goodput = (watch.times[0] - began + found.planned * pace) / wall
-    found.says = f"{len(watch.faults)} kills in {wall:.0f} s, {pace * 1000:.0f} ms a step"
-    return found
+            monitor.cause_after(SECONDS_BETWEEN_KILLS * (number + 1), kill_a_worker)
+        harness.train(config)
+    run_seconds = time.monotonic() - started
+    result = harness.measure(config, monitor)
+    # The mean step of this run: with its checkpoints, without its restarts.
+    intervals = [later - earlier for earlier, later in itertools.pairwise(monitor.step_times)]
+    mean_seconds = statistics.mean(interval for interval in intervals if interval < LAST_STEP_SECONDS)
+    result.goodput = (monitor.step_times[0] - started + result.num_planned * mean_seconds) / run_seconds
+    result.note = f"{len(monitor.fault_times)} kills in {run_seconds:.0f} s, {mean_seconds * 1000:.0f} ms per step"
+    return result

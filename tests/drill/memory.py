@@ -1,23 +1,23 @@
-"""A worker that runs out of memory, again and again."""
+"""A worker that runs out of memory in every attempt."""
 
 from instruct_ray.run.folder import RunFolder
-from tests.drill.lab import Figures, Lab
+from tests.drill.harness import CaseResult, DrillHarness
 
 
-def out_of_memory(lab: Lab) -> Figures:
-    """It is tried again so often as `train.max_failures` says, and what can be done about it is said."""
-    config = lab.start("memory", max_failures=1)
-    lab.arm("memory")
-    said = ""
-    with lab.watch(config) as watch:
+def run_out_of_memory(harness: DrillHarness) -> CaseResult:
+    """The run is retried `train.max_failures` times, and then fails with advice."""
+    config = harness.prepare_run("memory", max_failures=1)
+    harness.arm_faults("out_of_memory")
+    message = ""
+    with harness.monitor(config) as monitor:
         try:
-            lab.run(config)
+            harness.train(config)
         except RuntimeError as error:
-            said = str(error)
-    lab.disarm("memory")
-    assert "a worker ran out of memory: lower data.pack_tokens" in said, said
+            message = str(error)
+    harness.disarm_fault("out_of_memory")
+    assert "a worker ran out of memory: lower data.pack_tokens" in message, message
     assert not RunFolder.from_config(config).model_dir.exists()
-    found = lab.figures(config, watch)
+    result = harness.measure(config, monitor)
     # Two attempts, each up to its first checkpoint.
-    assert 16 <= found.executed <= 2 * found.planned, found.executed
-    return Figures(says=f"2 attempts, then: {said.split(':')[1].strip()}")
+    assert 16 <= result.num_executed <= 2 * result.num_planned, result.num_executed
+    return CaseResult(note=f"2 attempts, then: {message.split(':')[1].strip()}")

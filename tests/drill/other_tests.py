@@ -1,33 +1,33 @@
-"""Rows of the matrix that tests of other modules prove: run here, so that the table is whole."""
+"""Cases that are ordinary tests of other modules, run here too so that the table is complete."""
 
 import subprocess
 import sys
 import time
 from pathlib import Path
 
-from tests.drill.lab import Figures, Lab
+from tests.drill.harness import CaseResult, DrillHarness
 
 ROOT = Path(__file__).parents[2]
 
 
-def stops(lab: Lab) -> Figures:
+def run_stop_tests(harness: DrillHarness) -> CaseResult:
     """SIGTERM, Ctrl-C and `ray job stop`."""
-    return run_tests("tests/jobs/test_stop.py", "tests/jobs/test_submit.py::test_ray_job_stop_commits_a_checkpoint")
+    return _run_tests("tests/jobs/test_stop.py", "tests/jobs/test_submit.py::test_ray_job_stop_commits_a_checkpoint")
 
 
-def nonfinite(lab: Lab) -> Figures:
-    """Losses and gradients that are no numbers, once and forever."""
-    return run_tests("tests/training/worker/test_nonfinite.py")
+def run_nonfinite_tests(harness: DrillHarness) -> CaseResult:
+    """Non-finite losses and gradients, at one step and at every step."""
+    return _run_tests("tests/training/worker/test_nonfinite.py")
 
 
-def one_at_a_time(lab: Lab) -> Figures:
-    """Two runs with one name at once."""
-    return run_tests("tests/run/test_lock.py")
+def run_lock_tests(harness: DrillHarness) -> CaseResult:
+    """Two processes that work on the same run."""
+    return _run_tests("tests/run/test_lock.py")
 
 
-def run_tests(*names: str) -> Figures:
-    began = time.monotonic()
+def _run_tests(*names: str) -> CaseResult:
+    started = time.monotonic()
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *names]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stdout[-3000:]
-    return Figures(says=f"{done.stdout.splitlines()[-1].strip('= ')}, {time.monotonic() - began:.0f} s")
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stdout[-3000:]
+    return CaseResult(note=f"{result.stdout.splitlines()[-1].strip('= ')}, {time.monotonic() - started:.0f} s")

@@ -1,4 +1,4 @@
-"""Bad input: one clear line, exit code 2, nothing half made."""
+"""Bad input of a stage: one line on stderr, exit code 2, no output, and Ray is not started."""
 
 import os
 import shutil
@@ -26,95 +26,99 @@ def config_file(make_config: Callable[..., Config], tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def refusal(
+def run_refused(
     config_file: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> Callable[..., str]:
-    """Run a stage in-process that must be refused before Ray starts; returns the message."""
+    """Run a stage in this process that must be refused before Ray starts; returns the message."""
+
+    def start_ray(min_cpus: int = 0) -> None:
+        pytest.fail("Ray was started for bad input")
 
     def run(stage: str, *arguments: str, config: Path = config_file) -> str:
-        def start_ray(min_cpus: int = 0) -> None:
-            pytest.fail("Ray was started for bad input")
-
-        monkeypatch.setattr(ray_session, "init_ray", start_ray)
-        # The cluster of the other tests stays.
-        monkeypatch.setattr(ray_session, "shut_down_ray", lambda: None)
-        with pytest.raises(SystemExit) as stopped:
+        with pytest.raises(SystemExit) as exit_info:
             main([stage, "--config", str(config), *arguments])
-        assert stopped.value.code == 2
+        assert exit_info.value.code == 2
         message = capsys.readouterr().err
         assert message.count("\n") == 1
         assert message.startswith("error: ")
         return message
 
+    monkeypatch.setattr(ray_session, "init_ray", start_ray)
+    # The session's cluster is used by other tests.
+    monkeypatch.setattr(ray_session, "shut_down_ray", lambda: None)
     return run
 
 
-def test_an_unknown_key(refusal: Callable[..., str]) -> None:
-    assert "unknown key train.epoch; did you mean epochs?" in refusal("prepare", "train.epoch=2")
+def test_unknown_key(run_refused: Callable[..., str]) -> None:
+    assert "unknown key train.epoch; did you mean epochs?" in run_refused("prepare", "train.epoch=2")
 
 
-def test_a_missing_config(refusal: Callable[..., str], tmp_path: Path) -> None:
-    assert "no such config file" in refusal("prepare", config=tmp_path / "none.yaml")
+def test_missing_config(run_refused: Callable[..., str], tmp_path: Path) -> None:
+    assert "no such config file" in run_refused("prepare", config=tmp_path / "none.yaml")
 
 
-def test_a_missing_source(refusal: Callable[..., str], tmp_path: Path) -> None:
-    assert "no file /nowhere/x.jsonl" in refusal("prepare", "data.sources=[/nowhere/x.jsonl]")
+def test_missing_source(run_refused: Callable[..., str], tmp_path: Path) -> None:
+    assert "no file /nowhere/x.jsonl" in run_refused("prepare", "data.sources=[/nowhere/x.jsonl]")
     assert not (tmp_path / "runs").exists()
 
 
-def test_an_empty_source(refusal: Callable[..., str], tmp_path: Path) -> None:
+def test_empty_source(run_refused: Callable[..., str], tmp_path: Path) -> None:
     (tmp_path / "empty.jsonl").touch()
-    assert "empty.jsonl is empty" in refusal("prepare", f"data.sources=[{tmp_path}/empty.jsonl]")
+    assert "empty.jsonl is empty" in run_refused("prepare", f"data.sources=[{tmp_path}/empty.jsonl]")
 
 
-def test_a_base_that_is_not_there(refusal: Callable[..., str]) -> None:
-    assert "model.base: no folder ./nowhere" in refusal("prepare", "model.base=./nowhere")
+def test_missing_base_model(run_refused: Callable[..., str]) -> None:
+    assert "model.base: no folder ./nowhere" in run_refused("prepare", "model.base=./nowhere")
 
 
 @pytest.mark.parametrize(
     ("stage", "predecessor"),
     [("tune", "prepare"), ("evaluate", "tune"), ("register", "evaluate"), ("serve", "register")],
 )
-def test_a_stage_without_its_predecessor(
-    refusal: Callable[..., str], stage: str, predecessor: str, tmp_path: Path
+def test_stage_before_its_predecessor(
+    run_refused: Callable[..., str], stage: str, predecessor: str, tmp_path: Path
 ) -> None:
-    assert f"run `instruct-ray {predecessor}`" in refusal(stage)
+    assert f"run `instruct-ray {predecessor}`" in run_refused(stage)
     assert not (tmp_path / "runs").exists()
 
 
 @pytest.mark.parametrize(
     ("model", "message"),
     [
-        (None, "no tuned model; run `instruct-ray tune` with this config, or give a --model"),
+        (None, "no tuned model; run `instruct-ray tune` with this config or give --model"),
         ("/nowhere", "--model: no folder /nowhere"),
         ("models:/tiny@champion", "nothing is registered"),
     ],
 )
-def test_generating_with_a_model_that_is_not_there(
-    refusal: Callable[..., str], tmp_path: Path, triples_file: Path, model: str | None, message: str
+def test_generate_with_a_missing_model(
+    run_refused: Callable[..., str], tmp_path: Path, triples_file: Path, model: str | None, message: str
 ) -> None:
     arguments = ["--input", str(triples_file), "--output", str(tmp_path / "answers")]
-    assert message in refusal("generate", *arguments, *([] if model is None else ["--model", model]))
+    assert message in run_refused("generate", *arguments, *([] if model is None else ["--model", model]))
     assert not (tmp_path / "answers").exists()
 
 
-def test_generating_from_an_input_that_is_not_there(
-    refusal: Callable[..., str], base_folder: Path, tmp_path: Path
-) -> None:
+def test_generate_from_a_missing_input(run_refused: Callable[..., str], base_folder: Path, tmp_path: Path) -> None:
     model = Path(shutil.copytree(base_folder, tmp_path / "model"))
     derive_renderer(model, None).contract.save(model / "contract.json")
     arguments = ["--input", "/nowhere/q: 1.jsonl", "--output", "/nowhere/out", "--model", str(model)]
-    assert refusal("generate", *arguments) == "error: data.sources: no file /nowhere/q: 1.jsonl\n"
+    assert run_refused("generate", *arguments) == "error: data.sources: no file /nowhere/q: 1.jsonl\n"
 
 
-def test_the_program_itself_exits_with_2(config_file: Path) -> None:
-    done = subprocess.run(
-        [sys.executable, "-m", "jobs.prepare", "--config", str(config_file), "train.zero_stage=9"],
-        cwd=ROOT,
-        env=os.environ,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 2
-    assert done.stderr.strip() == f"error: {config_file}: train.zero_stage: Input should be 0, 1, 2 or 3"
+def test_job_process_exits_with_2(config_file: Path) -> None:
+    result = run_job("prepare", "--config", str(config_file), "train.zero_stage=9")
+    assert result.returncode == 2
+    assert result.stderr.strip() == f"error: {config_file}: train.zero_stage: Input should be 0, 1, 2 or 3"
+
+
+@pytest.mark.parametrize("job", ["prepare", "tune", "evaluate", "register", "serve", "generate", "demo"])
+def test_every_job_has_help(job: str) -> None:
+    result = run_job(job, "--help")
+    assert result.returncode == 0
+    assert "usage: " in result.stdout.lower()
+    assert "SECTION.KEY=VALUE" in result.stdout
+
+
+def run_job(job: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", f"jobs.{job}", *arguments]
+    return subprocess.run(command, cwd=ROOT, env=os.environ, capture_output=True, text=True, check=False)

@@ -1,4 +1,4 @@
-"""The demo's data is what its page says."""
+"""The data of the demo has the properties that jobs/data/incidents.md states."""
 
 import json
 from collections import Counter
@@ -19,12 +19,13 @@ PROMPT = ("classify severity", "database is down")
 
 @pytest.fixture(scope="module")
 def rows() -> list[Triple]:
+    """All rows of the data."""
     source = SourceConfig(path=str(ROOT / "jobs" / "data" / "incidents.jsonl"))
     lines = Path(source.path).read_text().splitlines()
     return [parse_row(json.loads(line), str(number), source) for number, line in enumerate(lines)]
 
 
-def test_they_are_many_balanced_and_each_its_own(rows: list[Triple]) -> None:
+def test_rows_are_many_balanced_and_unique(rows: list[Triple]) -> None:
     assert len(rows) >= 600
     counts = Counter(row.output for row in rows)
     assert set(counts) == {"High", "Medium", "Low"}
@@ -33,7 +34,7 @@ def test_they_are_many_balanced_and_each_its_own(rows: list[Triple]) -> None:
     assert len({row.instruction for row in rows if row.input}) >= 10
 
 
-def test_the_demos_prompt_is_in_none(rows: list[Triple]) -> None:
+def test_no_row_contains_the_prompt_of_the_demo(rows: list[Triple]) -> None:
     for row in rows:
         text = json.dumps([row.instruction, row.input]).casefold()
         assert not any(part in text for part in PROMPT), row.id

@@ -56,7 +56,7 @@ class BatchPlan:
         return math.ceil(self.packs_per_step / world_size)
 
     def rank_packs(self, step: int, rank: int, world_size: int) -> list[int | None]:
-        """The packs of one rank at a step, padded to `packs_per_rank` with None, which stands for an empty pack."""
+        """The packs of one rank at a step, padded to `packs_per_rank` with None for empty packs."""
         packs = [self.pack_at(step, slot) for slot in range(rank, self.packs_per_step, world_size)]
         return packs + [None] * (self.packs_per_rank(world_size) - len(packs))
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from instruct_ray.base_model.resolve import BaseModelInfo
+from instruct_ray.base_model.info import BaseModelInfo
 from instruct_ray.data.rendering.chat_template import ChatTemplate
 from instruct_ray.data.rendering.contract import CONTRACT_FILE, Message, PromptContract, compute_tokenizer_digest
 from instruct_ray.data.rendering.renderer import Renderer, load_renderer
@@ -34,7 +34,7 @@ TEMPLATE_OPTIONS: tuple[dict[str, Any], ...] = ({}, {"enable_thinking": False})
 WHITE_SPACE = "".join(char for char in map(chr, range(sys.maxunicode + 1)) if char.isspace())
 
 
-def resolve_renderer(base: BaseModelInfo, system_prompt: str | None) -> Renderer:
+def resolve_renderer(base_model: BaseModelInfo, system_prompt: str | None) -> Renderer:
     """Make the renderer for the data of a run.
 
     If an earlier run tuned the base model, its contract is kept (`load_renderer`). Otherwise a contract is derived from
@@ -44,15 +44,15 @@ def resolve_renderer(base: BaseModelInfo, system_prompt: str | None) -> Renderer
         InputError: No contract can be derived, see `derive_renderer`, or the one of the earlier run can't be loaded or
             has another system prompt.
     """
-    if not (base.initial_model_dir / CONTRACT_FILE).is_file():
-        return derive_renderer(base.folder, system_prompt)
-    renderer = load_renderer(base.initial_model_dir)
+    if not (base_model.initial_model_dir / CONTRACT_FILE).is_file():
+        return derive_renderer(base_model.folder, system_prompt)
+    renderer = load_renderer(base_model.initial_model_dir)
     contract, expected = renderer.contract, replace(renderer.contract, system_prompt=system_prompt)
     if contract.digest != expected.digest:
         raise InputError(
-            f"data.system_prompt: {base.name} was tuned with contract {contract.digest[:12]} and the system prompt "
-            f"{contract.system_prompt!r}; {system_prompt!r} would change the contract to {expected.digest[:12]}; "
-            "use the same system prompt"
+            f"data.system_prompt: {base_model.name} was tuned with contract {contract.digest[:12]} and the system "
+            f"prompt {contract.system_prompt!r}; {system_prompt!r} would change the contract to "
+            f"{expected.digest[:12]}; use the same system prompt"
         )
     return renderer
 
@@ -63,7 +63,8 @@ def derive_renderer(base_dir: Path, system_prompt: str | None) -> Renderer:
     A base model without a chat template gets `DEFAULT_TEMPLATE`.
 
     Raises:
-        InputError: The template is missing a part, doesn't keep prompt and answer apart, or rejects the system prompt.
+        InputError: There is no single usable template, it doesn't keep prompt and answer apart, or it doesn't support
+            the system prompt.
     """
     tokenizer = AutoTokenizer.from_pretrained(base_dir)
     template = tokenizer.chat_template

@@ -57,10 +57,10 @@ class Encoder:
     def encode_after_text(self, texts: list[str], encode: Encode) -> list[list[int]]:
         """Encode texts that follow other text.
 
-        SentencePiece tokenizers put a space before the first text of an input; such a text gets none.
+        SentencePiece tokenizers put a space before the first text of an input. These texts get no such space.
 
         Args:
-            texts: Texts, each encoded on its own.
+            texts: The texts; every text is encoded separately.
             encode: `encode_with_special` or `encode_as_text`.
         """
         if not self._prepends_space:

@@ -42,7 +42,7 @@ class TooLongRow:
 def fit_to_limit(
     renderer: Renderer, row_ids: Sequence[str], triples: Sequence[Triple], data: DataConfig
 ) -> list[FittedRow | TooLongRow | RowError]:
-    """Render rows, and truncate or reject those that are too long, as `data.too_long` requires."""
+    """Render rows; those that are too long are truncated if `data.too_long` allows it and they have an input."""
     results: list[FittedRow | TooLongRow | RowError] = []
     for row_id, triple, examples in zip(row_ids, triples, renderer.examples(row_ids, triples), strict=True):
         if isinstance(examples, RowError):

@@ -67,12 +67,12 @@ def write_report(
     renderer: Renderer,
 ) -> None:
     """Write both files to a folder with a ledger; `counts` are those of the manifest."""
-    values = summarize_report(folder, counts, statistics, files, pack_tokens, renderer)
+    values = build_report(folder, counts, statistics, files, pack_tokens, renderer)
     atomic_write_json(folder / "report.json", values)
     atomic_write_text(folder / REPORT_FILE, render_report(values))
 
 
-def summarize_report(
+def build_report(
     folder: Path,
     counts: Mapping[str, Any],
     statistics: Statistics,

@@ -1,7 +1,7 @@
 """pure: estimates the memory of a rank and the size of a checkpoint, from the size of the model and the config.
 
-Device memory is a GPU's, or without GPUs the node's; host memory is the node's memory beside a GPU. Per rank, with P
-parameters of which S are trainable, b bytes each (2 in bf16, 4 in fp32) and W ranks:
+Device memory is a GPU's, or without GPUs the node's; host memory is the node's memory if there are GPUs. Per rank, with
+P parameters of which S are trainable, b bytes each (2 in bf16, 4 in fp32) and W ranks:
 
     weights     b P; at stage 3 b P / W and the layers that are gathered at a time
     gradients   b S; from stage 2 on b S / W; and DeepSpeed's bucket

@@ -2,7 +2,6 @@
 
 from typing import Any
 
-import numpy as np
 import torch
 
 from instruct_ray.config.schema import LoraConfig
@@ -74,13 +73,8 @@ def _packed_attn_implementation(hf_config: Any, train: TrainConfig) -> str:
     return packed_attn_implementation(hf_config, torch.device("cuda" if train.use_gpu else "cpu"))
 
 
-def _samples(dataset: PackedDataset) -> list[Any]:
-    spread = np.linspace(0, dataset.num_packs - 1, min(NUM_SAMPLES, dataset.num_packs)).astype(int)
-    return dataset.take(spread.tolist())
-
-
 def _largest_pack(hf_config: Any, attn_implementation: str, dataset: PackedDataset) -> PackShape:
-    packs = _samples(dataset)
+    packs = dataset.sample_evenly(NUM_SAMPLES)
     length = max(len(pack["input_ids"]) for pack in packs)
     num_keys = length
     if attn_implementation == TREE_CHUNKS:
@@ -96,7 +90,7 @@ def _num_keys(tensors: PackTensors) -> int:
 
 
 def _largest_padded_batch(dataset: PackedDataset) -> PackShape:
-    unpacked = [unpack_branches(pack) for pack in _samples(dataset)]
+    unpacked = [unpack_branches(pack) for pack in dataset.sample_evenly(NUM_SAMPLES)]
     sizes = [(len(branches), max(len(branch.input_ids) for branch in branches)) for branches in unpacked]
     num_rows, num_tokens = max(sizes, key=lambda size: size[0] * size[1])
     return PackShape(num_rows, num_tokens, max(num_rows, int(dataset.num_target_tokens.max())), num_tokens)

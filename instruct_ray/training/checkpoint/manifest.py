@@ -57,7 +57,7 @@ def checkpoint_dir_name(step: int, attempt: str) -> str:
 
 
 def commit_shards(shards: Path, folder: Path, step: int, rank: int, world_size: int, contract_digest: str) -> None:
-    """Move a rank's files into the checkpoint's folder and write its manifest. Runs in a thread beside training.
+    """Move a rank's files into the checkpoint's folder and write its manifest. Runs in a thread of its own.
 
     Raises:
         OSError: they can't be written. If the disk is full, the message gives the space needed, and this rank's files

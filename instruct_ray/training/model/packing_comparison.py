@@ -35,8 +35,7 @@ def sample_check_packs(dataset: PackedDataset) -> list[Pack]:
 
     The longest example exceeds a sliding window if any example does. Both packs come from an evenly spread sample.
     """
-    spread = np.linspace(0, dataset.num_packs - 1, min(NUM_CANDIDATES, dataset.num_packs)).astype(int)
-    packs = dataset.take(spread.tolist())
+    packs = dataset.sample_evenly(NUM_CANDIDATES)
     longest = max(range(len(packs)), key=lambda number: longest_example(packs[number]))
     densest = max(range(len(packs)), key=lambda number: packs[number]["num_tokens"] / len(packs[number]["input_ids"]))
     return [_select_few_branches(packs[number]) for number in sorted({longest, densest})]

@@ -1,4 +1,7 @@
-"""worker, all ranks: the fallback for models that can't be packed. The branches of a pack form a right-padded batch."""
+"""worker, all ranks: the fallback for models that can't be packed. The branches of a pack form a right-padded batch.
+
+The validation task computes its loss this way for every model.
+"""
 
 from dataclasses import dataclass
 from typing import Any

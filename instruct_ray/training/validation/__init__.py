@@ -1,1 +1,1 @@
-"""Checkpoints evaluated beside training, and what follows from the results."""
+"""Evaluates checkpoints during training, for early stopping and to export the best one."""

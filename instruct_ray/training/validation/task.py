@@ -53,7 +53,7 @@ class ValidationSpec(BaseModel):
 def validate_checkpoint(checkpoint: Path, spec: ValidationSpec, eval_fn: EvalFn) -> None:
     """Evaluate a checkpoint once it is committed, and keep its model if it is the best so far.
 
-    The result is written last: a checkpoint that has one is finished.
+    The result is written last, so a checkpoint with a result needs no further work.
     """
     while not is_committed(checkpoint):
         time.sleep(POLL_SECONDS)
@@ -93,8 +93,8 @@ def _write_model(checkpoint: Path, tag: str, spec: ValidationSpec, model_dir: Pa
     weights = {name: tensor.to(dtype) for name, tensor in state.items()}
     # Frozen weights are missing: they are those of the base model.
     missing, unknown = model.load_state_dict(weights, strict=False)
-    if unknown or trained_names & set(missing):
-        raise RuntimeError(f"{checkpoint} holds other weights than the model, such as {[*unknown, *missing][0]}")
+    if mismatched := [*unknown, *sorted(trained_names & set(missing))]:
+        raise RuntimeError(f"{checkpoint} doesn't hold the weights of the model: {mismatched[0]} is missing or unknown")
     format_ = export_format(spec.lora)
     exported = weights if format_ == "full" else {name: weights[name] for name in trained_names}
     write_weights(model, exported, model_dir, format_)

@@ -14,9 +14,9 @@ from instruct_ray.training.distributed.collectives import broadcast_object
 from instruct_ray.training.validation.results import best_result, patience_exhausted, read_results, result_file
 from instruct_ray.training.validation.task import EvalFn, ValidationSpec, validate_checkpoint
 
-# How often rank 0 tells the other ranks that it is still waiting: a longer collective could time out.
+# Longest wait of rank 0 between two collectives, which would time out on the other ranks.
 WAIT_SECONDS = 30.0
-# After so many waits the cluster has a problem, and training continues without the result.
+# After these waits the cluster probably has a problem; training continues without the result.
 MAX_WAITS = 120
 
 

@@ -1,4 +1,4 @@
-"""Packs: every example once, every shared token once, and nobody sees anybody else."""
+"""Packs: every example once, every shared token once, and no token attends to another example."""
 
 import random
 
@@ -24,99 +24,99 @@ examples = st.lists(
 ).map(lambda rows: [Example(str(i), prompt, completion) for i, (prompt, completion) in enumerate(rows)])
 
 
-def visible(found: Pack, query: int) -> list[int]:
-    return [key for key in range(query + 1) if query < found["subtree_end"][key]]
+def attended_keys(pack: Pack, query: int) -> list[int]:
+    return [key for key in range(query + 1) if query < pack["subtree_end"][key]]
 
 
-def trained_paths(packs: list[Pack]) -> list[tuple[list[int], int]]:
-    """What each trained position sees, itself last, and what it is trained to predict."""
+def contexts_in_packs(packs: list[Pack]) -> list[tuple[list[int], int]]:
+    """For each position with a target: the tokens that it attends to, itself last, and its label."""
     return [
-        ([found["input_ids"][key] for key in visible(found, query)], label)
-        for found in packs
-        for query, label in enumerate(found["labels"])
+        ([pack["input_ids"][key] for key in attended_keys(pack, query)], label)
+        for pack in packs
+        for query, label in enumerate(pack["labels"])
         if label != IGNORE_INDEX
     ]
 
 
-def expected_paths(rows: list[Example]) -> list[tuple[list[int], int]]:
-    paths = []
+def contexts_in_examples(rows: list[Example]) -> list[tuple[list[int], int]]:
+    contexts = []
     for row in rows:
-        whole = [*row.prompt_ids, *row.completion_ids]
-        paths += [(whole[:end], whole[end]) for end in range(len(row.prompt_ids), len(whole))]
-    return paths
+        ids = [*row.prompt_ids, *row.completion_ids]
+        contexts += [(ids[:end], ids[end]) for end in range(len(row.prompt_ids), len(ids))]
+    return contexts
 
 
 @given(examples, st.integers(12, 40))
-def test_each_trained_token_sees_exactly_its_own_example(rows: list[Example], pack_tokens: int) -> None:
+def test_each_target_attends_to_exactly_its_own_example(rows: list[Example], pack_tokens: int) -> None:
     packs = list(pack_examples(rows, pack_tokens))
-    assert sorted(trained_paths(packs)) == sorted(expected_paths(rows))
+    assert sorted(contexts_in_packs(packs)) == sorted(contexts_in_examples(rows))
 
 
 @given(examples, st.integers(12, 40))
 def test_rows_counts_and_positions(rows: list[Example], pack_tokens: int) -> None:
     packs = list(pack_examples(rows, pack_tokens))
-    assert sorted(row_id for found in packs for row_id in found["row_ids"]) == sorted(row.row_id for row in rows)
-    assert sum(found["num_tokens"] for found in packs) == sum(row.num_tokens for row in rows)
-    for found in packs:
-        size = len(found["input_ids"])
+    assert sorted(row_id for pack in packs for row_id in pack["row_ids"]) == sorted(row.row_id for row in rows)
+    assert sum(pack["num_tokens"] for pack in packs) == sum(row.num_tokens for row in rows)
+    for pack in packs:
+        size = len(pack["input_ids"])
         assert size <= pack_tokens
-        assert len(found["labels"]) == len(found["position_ids"]) == len(found["subtree_end"]) == size
-        assert found["num_trained"] == sum(label != IGNORE_INDEX for label in found["labels"])
-        assert all(index < end <= size for index, end in enumerate(found["subtree_end"]))
+        assert len(pack["labels"]) == len(pack["position_ids"]) == len(pack["subtree_end"]) == size
+        assert pack["num_trained"] == sum(label != IGNORE_INDEX for label in pack["labels"])
+        assert all(index < end <= size for index, end in enumerate(pack["subtree_end"]))
         for query in range(size):
-            assert found["position_ids"][query] == len(visible(found, query)) - 1
+            assert pack["position_ids"][query] == len(attended_keys(pack, query)) - 1
 
 
-def test_a_shared_prompt_stands_once() -> None:
+def test_a_shared_prompt_is_stored_once() -> None:
     rows = [Example(str(i), [1, 2, 3, 10 + i, 4], [7, 0]) for i in range(5)]
-    [found] = pack_examples(rows, 64)
-    # 1 2 3 once, then each row's own input, the prompt's last token and the answer.
-    assert len(found["input_ids"]) == 3 + 5 * 3
+    [pack] = pack_examples(rows, 64)
+    # 1 2 3 once, then for each row its input, the last token of the prompt and the answer.
+    assert len(pack["input_ids"]) == 3 + 5 * 3
 
 
-def test_the_position_that_predicts_the_answer_is_each_examples_own() -> None:
-    [found] = pack_examples([Example("a", [1, 2], [5, 0]), Example("b", [1, 2], [6, 0])], 64)
-    assert found["input_ids"].tolist() == [1, 2, 5, 2, 6]
-    assert found["labels"].tolist() == [IGNORE_INDEX, 5, 0, 6, 0]
+def test_the_position_that_predicts_the_answer_is_not_shared() -> None:
+    [pack] = pack_examples([Example("a", [1, 2], [5, 0]), Example("b", [1, 2], [6, 0])], 64)
+    assert pack["input_ids"].tolist() == [1, 2, 5, 2, 6]
+    assert pack["labels"].tolist() == [IGNORE_INDEX, 5, 0, 6, 0]
 
 
-def test_equal_rows_are_all_trained() -> None:
-    [found] = pack_examples([Example(name, [1, 2], [5, 0]) for name in "abc"], 64)
-    assert found["num_trained"] == 6
-    assert found["labels"].tolist().count(5) == 3
+def test_equal_rows_keep_all_their_targets() -> None:
+    [pack] = pack_examples([Example(name, [1, 2], [5, 0]) for name in "abc"], 64)
+    assert pack["num_trained"] == 6
+    assert pack["labels"].tolist().count(5) == 3
 
 
-def test_order_decides_the_bytes() -> None:
+def test_the_order_of_examples_decides_the_packs() -> None:
     rows = [Example(str(i), [1, i % 3, i], [5, 0]) for i in range(30)]
-    again = list(rows)
-    random.Random(0).shuffle(again)
+    shuffled = list(rows)
+    random.Random(0).shuffle(shuffled)
     assert to_table(list(pack_examples(rows, 20))).equals(to_table(list(pack_examples(list(rows), 20))))
-    assert not to_table(list(pack_examples(rows, 20))).equals(to_table(list(pack_examples(again, 20))))
+    assert not to_table(list(pack_examples(rows, 20))).equals(to_table(list(pack_examples(shuffled, 20))))
 
 
 @given(examples)
-def test_packs_survive_arrow(rows: list[Example]) -> None:
+def test_packs_round_trip_through_arrow(rows: list[Example]) -> None:
     packs = list(pack_examples(rows, 40))
     table = to_table(packs)
     assert to_table(from_table(table)).equals(table)
-    assert [made["row_ids"] for made in from_table(table)] == [made["row_ids"] for made in packs]
+    assert [pack["row_ids"] for pack in from_table(table)] == [pack["row_ids"] for pack in packs]
 
 
 def test_the_turns_of_a_chat_share_their_history_and_count_it_once() -> None:
     first, second = Example("a/1", [1, 2, 3], [7, 0]), Example("a/2", [1, 2, 3, 7, 0, 4], [8, 0], num_counted=5)
-    [found] = pack_examples([first, second], 64)
+    [pack] = pack_examples([first, second], 64)
     # The stop token of the first answer is read by the second turn only.
-    assert found["input_ids"].tolist() == [1, 2, 3, 7, 0, 4, 8]
-    assert found["labels"].tolist() == [IGNORE_INDEX, IGNORE_INDEX, 7, 0, IGNORE_INDEX, 8, 0]
-    assert found["num_tokens"] == len(second.prompt_ids) + len(second.completion_ids)
+    assert pack["input_ids"].tolist() == [1, 2, 3, 7, 0, 4, 8]
+    assert pack["labels"].tolist() == [IGNORE_INDEX, IGNORE_INDEX, 7, 0, IGNORE_INDEX, 8, 0]
+    assert pack["num_tokens"] == len(second.prompt_ids) + len(second.completion_ids)
 
 
-def test_a_row_longer_than_a_pack_is_named() -> None:
+def test_a_row_longer_than_a_pack_is_an_error() -> None:
     with pytest.raises(ValueError, match="row x has 10 tokens, a pack only 8"):
         list(pack_examples([Example("x", [1] * 8, [1, 0])], 8))
 
 
-def test_an_empty_pack_trains_nothing() -> None:
-    found = empty_pack()
-    assert found["num_trained"] == 0
-    assert found["labels"].tolist() == [IGNORE_INDEX]
+def test_an_empty_pack_has_no_target() -> None:
+    pack = empty_pack()
+    assert pack["num_trained"] == 0
+    assert pack["labels"].tolist() == [IGNORE_INDEX]

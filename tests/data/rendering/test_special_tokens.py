@@ -103,7 +103,8 @@ def test_template_may_write_special_tokens_depending_on_the_content(tmp_path: Pa
 
 def test_added_token_is_special_only_if_the_template_writes_it(tmp_path: Path) -> None:
     """Qwen's <think> has no special flag, but users must not write it. Gemma's line breaks are ordinary text."""
-    (tmp_path / "qwen").mkdir(), (tmp_path / "gemma").mkdir()
+    for name in ("qwen", "gemma"):
+        (tmp_path / name).mkdir()
     qwen = make_renderer(FAMILIES["qwen3"], tmp_path / "qwen")
     think, fim = qwen.tokenizer.convert_tokens_to_ids(["<think>", "<|fim_prefix|>"])
     answer = "<think>\nWell.\n</think>\n<|fim_prefix|>"

@@ -1,4 +1,4 @@
-"""What a person is shown of a row: all of its text, what is trained, and nothing that hides or steers."""
+"""Readable views of rows: all text, with targets and special tokens marked and invisible characters escaped."""
 
 from pathlib import Path
 
@@ -19,44 +19,44 @@ def encode(renderer: Renderer, text: str) -> list[int]:
     return list(renderer.tokenizer(text, add_special_tokens=False)["input_ids"])
 
 
-def test_pieces_are_the_text_in_runs_of_one_kind(renderer: Renderer) -> None:
+def test_spans_split_the_text_by_kind_of_token(renderer: Renderer) -> None:
     prompt = encode(renderer, "<|im_start|>user\nHow bad is it? é 🙂<|im_end|>\n<|im_start|>assistant\n")
     [view] = make_token_views("0:7", [Example("0:7", prompt, encode(renderer, "High<|im_end|>"))])
     assert text_spans(view, renderer) == [
-        TextSpan("<|im_start|>", is_control=True),
+        TextSpan("<|im_start|>", is_special=True),
         TextSpan("user\nHow bad is it? é 🙂"),
-        TextSpan("<|im_end|>", is_control=True),
+        TextSpan("<|im_end|>", is_special=True),
         TextSpan("\n"),
-        TextSpan("<|im_start|>", is_control=True),
+        TextSpan("<|im_start|>", is_special=True),
         TextSpan("assistant\n"),
-        TextSpan("High", is_trained=True),
-        TextSpan("<|im_end|>", is_trained=True, is_control=True),
+        TextSpan("High", is_target=True),
+        TextSpan("<|im_end|>", is_target=True, is_special=True),
     ]
 
 
-def test_a_long_row_keeps_both_ends(renderer: Renderer) -> None:
+def test_a_clipped_view_keeps_both_ends(renderer: Renderer) -> None:
     ids = encode(renderer, "abc " * 100)
-    view = TokenView("0:0", tuple(ids), (False,) * len(ids)).clipped(20)
+    view = TokenView("0:0", tuple(ids), (False,) * len(ids)).clip(20)
     first, gap, last = text_spans(view, renderer)
     assert len(view.token_ids) == 20
     assert gap == TextSpan(f" … {len(ids) - 20} more tokens … ", is_gap=True)
     assert ("abc " * 100).startswith(first.text) and ("abc " * 100).endswith(last.text)
 
 
-def test_a_chat_is_one_view_in_which_all_answers_are_trained() -> None:
+def test_a_chat_is_one_view_with_all_answers_as_targets() -> None:
     turns = [Example("0:0/1", [1, 2], [3, 9]), Example("0:0/2", [1, 2, 3, 9, 4], [5, 9], 4)]
     [view] = make_token_views("0:0", turns)
     assert view.token_ids == (1, 2, 3, 9, 4, 5, 9)
-    assert view.is_trained == (False, False, True, True, False, True, True)
+    assert view.is_target == (False, False, True, True, False, True, True)
 
 
-def test_a_template_that_rewrites_history_gives_a_view_for_each_turn() -> None:
+def test_turns_have_their_own_views_if_the_template_changes_the_history() -> None:
     turns = [Example("0:0/1", [1, 2], [3, 9]), Example("0:0/2", [1, 7, 4], [5, 9], 4)]
     assert [view.token_ids for view in make_token_views("0:0", turns)] == [(1, 2, 3, 9), (1, 7, 4, 5, 9)]
 
 
 @pytest.mark.parametrize(
-    ("text", "shown"),
+    ("text", "escaped"),
     [
         ("\x1b[31mred\x1b[0m", "\\x1b[31mred\\x1b[0m"),
         ("user\u202egnp.exe", "user\\u202egnp.exe"),
@@ -64,5 +64,5 @@ def test_a_template_that_rewrites_history_gives_a_view_for_each_turn() -> None:
         ("line\n\ttab é 🙂 👩\u200d💻", "line\n\ttab é 🙂 👩\u200d💻"),
     ],
 )
-def test_what_steers_a_terminal_or_hides_is_spelled_out(text: str, shown: str) -> None:
-    assert escape_invisible(text) == shown
+def test_invisible_and_control_characters_are_escaped(text: str, escaped: str) -> None:
+    assert escape_invisible(text) == escaped

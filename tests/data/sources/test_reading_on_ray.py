@@ -46,7 +46,7 @@ LONG = [" ".join(random_text(f"{n} {part}") for part in range(6)) for n in range
 
 
 def write_sources(folder: Path) -> dict[str, int]:
-    """Write four files; returns the number of their rows with some outcomes."""
+    """Write three files; returns the expected number of rows by outcome, for some outcomes."""
     rows = [{"instruction": "Rate", "input": text, "output": "High"} for text in REPORTS]
     lines = [json.dumps(row) for row in rows]
     invalid = ["{broken", '{"instruction": "a"}', '{"instruction": "a", "output": NaN}', "[]", "\ud800"]

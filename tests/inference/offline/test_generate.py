@@ -184,8 +184,8 @@ def test_unusable_model_input_or_output_is_rejected_before_ray_starts(
     renamed_columns = tmp_path / "renamed.jsonl"
     renamed_columns.write_text('{"question": "How bad is it?"}\n' * 3)
     message = error_message(make_config(data={"sources": [renamed_columns]}))
-    assert "none of the first 3 rows can be read" in message
-    assert f"{renamed_columns}: row 1 has no instruction, only 'question'" in message
+    first_error = f"{renamed_columns}: row 1 has no instruction, only 'question'"
+    assert f"none of the first 3 rows can be read; {first_error}" in message
     full_dir = tmp_path / "full"
     full_dir.mkdir()
     (full_dir / "thesis.txt").touch()

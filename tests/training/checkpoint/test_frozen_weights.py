@@ -1,4 +1,4 @@
-"""Checkpoints of adapters carry no base, and are continued by any number of workers all the same."""
+"""Checkpoints of adapters hold no base weights, and any number of workers can resume from them."""
 
 import shutil
 from collections.abc import Callable
@@ -12,38 +12,38 @@ from instruct_ray.data.prepare.pipeline import prepare
 from instruct_ray.run.folder import RunFolder
 from instruct_ray.training.driver.tune import tune
 from tests.fakes import ignore_status, ray_is_running
-from tests.training.driver.test_tune import metrics_of
+from tests.training.driver.test_tune import read_metrics
 
 pytestmark = [pytest.mark.usefixtures("ray_4_cpus"), pytest.mark.slow]
 TRAIN = {"examples_per_step": 12, "epochs": 2, "precision": "fp32", "learning_rate": 1e-2, "checkpoint_every": 2}
 
 
-def adapter_of(config: Config) -> dict[str, torch.Tensor]:
+def load_adapter(config: Config) -> dict[str, torch.Tensor]:
     return load_file(RunFolder.from_config(config).model_dir / "adapter_model.safetensors")
 
 
 @pytest.mark.parametrize("stage", [0, 2, 3])
-def test_adapters_continue_with_another_number_of_workers(make_config: Callable[..., Config], stage: int) -> None:
-    def config(name: str, num_workers: int) -> Config:
+def test_adapters_resume_with_another_number_of_workers(make_config: Callable[..., Config], stage: int) -> None:
+    def train_run(name: str, num_workers: int) -> Config:
         train = {**TRAIN, "zero_stage": stage, "num_workers": num_workers}
-        made = make_config(run={"name": name}, model={"lora": {"rank": 2}}, train=train)
-        prepare(made, ray_is_running)
-        tune(made, ignore_status, ray_is_running)
-        return made
+        config = make_config(run={"name": name}, model={"lora": {"rank": 2}}, train=train)
+        prepare(config, ray_is_running)
+        tune(config, ignore_status, ray_is_running)
+        return config
 
-    whole, stopped = config("whole", 1), config("resized", 2)
-    folder = RunFolder.from_config(stopped)
+    uninterrupted, resized = train_run("uninterrupted", 1), train_run("resized", 2)
+    folder = RunFolder.from_config(resized)
     newest = max(folder.ray_train_dir.glob("checkpoint-*"))
     shards = torch.load(next(newest.rglob("*model_states.pt")), weights_only=False)
-    # DeepSpeed knows tied embeddings by one of their names, and leaves the other in.
+    # DeepSpeed knows tied embeddings by one of their names, and keeps the other in the checkpoint.
     assert {name for name in shards["module"] if "lora" not in name} <= {"base_model.model.lm_head.weight"}
-    # As if it had been killed after its first checkpoint of the two that are kept.
+    # As if the run had been killed after the first of its two checkpoints.
     shutil.rmtree(folder.model_dir)
     shutil.rmtree(newest)
-    resized = config("resized", 1)
-    losses = [[line["loss"] for line in metrics_of(each)] for each in (whole, resized)]
-    assert losses[1] == pytest.approx(losses[0], rel=1e-4)
-    expected, found = adapter_of(whole), adapter_of(resized)
-    assert expected.keys() == found.keys()
+    resized = train_run("resized", 1)
+    losses, losses_resized = ([line["loss"] for line in read_metrics(config)] for config in (uninterrupted, resized))
+    assert losses_resized == pytest.approx(losses, rel=1e-4)
+    expected, adapter = load_adapter(uninterrupted), load_adapter(resized)
+    assert expected.keys() == adapter.keys()
     for name, tensor in expected.items():
-        torch.testing.assert_close(found[name], tensor, rtol=1e-3, atol=1e-5)
+        torch.testing.assert_close(adapter[name], tensor, rtol=1e-3, atol=1e-5)

@@ -1,8 +1,8 @@
-"""One rank that builds the engine of a large base: how much memory did that take? Prints JSON, in bytes.
+"""One rank that builds the engine of a large base model; prints how much memory that took as JSON, in bytes.
 
 python -m tests.training.model.load_probe RANK WORLD_SIZE FOLDER STAGE
 
-Memory of its own: pages of the base's files, which it maps, are the system's and are given up when others need them.
+Only anonymous memory counts: the base model's files are mapped, and the system frees their pages under pressure.
 """
 
 import json
@@ -20,46 +20,46 @@ from instruct_ray.training.model.load import load_model
 from tests.training.processes import process_group
 
 
-class Peak:
-    """The most memory of its own that this process has had since, in bytes."""
+class PeakMemory:
+    """The peak of this process's anonymous memory since `highest` was last set, in bytes."""
 
     def __init__(self) -> None:
-        self.highest = _own()
+        self.highest = _anonymous_memory()
         threading.Thread(target=self._watch, daemon=True).start()
 
     def _watch(self) -> None:
         while True:
-            self.highest = max(self.highest, _own())
+            self.highest = max(self.highest, _anonymous_memory())
             threading.Event().wait(0.002)
 
 
 def main(rank: int, world_size: int, folder: Path, stage: int) -> None:
-    """What loading took at most, what the weights take afterwards, and what the engine takes at most."""
+    """Measure the peak of loading, the size of the loaded weights, and the peak of building the engine."""
     with process_group(rank, world_size, folder):
         train = TrainConfig.model_validate({"zero_stage": stage})
-        found: dict[str, int] = {}
-        peak = Peak()
+        sizes: dict[str, int] = {}
+        peak = PeakMemory()
 
         def load() -> nn.Module:
-            before = _own()
+            before = _anonymous_memory()
             peak.highest = before
             model = load_model(folder / "base", None, train, torch.bfloat16, 0, "sdpa")
-            found["loading"] = peak.highest - before
-            found["weights"] = sum(each.numel() * each.element_size() for each in _held(model))
-            found["before"] = before
+            sizes["loading"] = peak.highest - before
+            sizes["weights"] = sum(tensor.numel() * tensor.element_size() for tensor in _local_parameters(model))
+            sizes["before"] = before
             return model
 
         DeepSpeedEngine(train, 1, world_size, load)
-        found["engine"] = peak.highest - found["before"]
-        print(json.dumps(found))
+        sizes["engine"] = peak.highest - sizes["before"]
+        print(json.dumps(sizes))
 
 
-def _held(model: nn.Module) -> list[torch.Tensor]:
-    """What this rank holds of the parameters: at stage 3 its part."""
-    return [vars(each).get("ds_tensor", each) for each in model.parameters()]
+def _local_parameters(model: nn.Module) -> list[torch.Tensor]:
+    """This rank's part of the parameters: a shard of each at stage 3, else all of it."""
+    return [vars(parameter).get("ds_tensor", parameter) for parameter in model.parameters()]
 
 
-def _own() -> int:
+def _anonymous_memory() -> int:
     [kilobytes] = re.findall(r"RssAnon:\s+(\d+) kB", Path("/proc/self/status").read_text())
     return int(kilobytes) * 1024
 

@@ -1,4 +1,4 @@
-"""One rank that trains adapters on a 4-bit base and continues from its checkpoint. Prints JSON.
+"""One rank that trains adapters on a 4-bit base model and resumes from its checkpoint; prints JSON.
 
 python -m tests.training.model.quantize_probe RANK WORLD_SIZE FOLDER STAGE
 """
@@ -20,25 +20,30 @@ LORA = LoraConfig(rank=4, quantize="4bit")
 
 
 def main(rank: int, world_size: int, folder: Path, stage: int) -> None:
-    """From the start, and from the checkpoint in the middle."""
+    """Train from the start to the end, and again from the checkpoint in the middle."""
     with process_group(rank, world_size, folder):
         train = TrainConfig.model_validate({"zero_stage": stage, "learning_rate": 1e-2})
 
-        def engine() -> DeepSpeedEngine:
+        def build_engine() -> DeepSpeedEngine:
             load = lambda: load_model(folder / "base", LORA, train, torch.bfloat16, 0, "sdpa")  # noqa: E731
             return DeepSpeedEngine(train, NUM_MICRO_BATCHES, world_size, load)
 
-        found: dict[str, object] = {}
-        first = engine()
-        found["dtypes"] = sorted({str(each.dtype) for each in first.model.parameters()})
-        found["whole"] = train_steps(first, rank, world_size, 0, folder / "half")
-        first._engine.destroy()
-        second = engine()
-        second.load(folder / "half", TAG)
-        found["again"] = train_steps(second, rank, world_size, CHECKPOINT_STEP)
-        state = second.full_state_dict()
-        found["exported"] = sum("lora" in name for name in state or {})
-        print(json.dumps(found))
+        checkpoint = folder / "checkpoint"
+        engine = build_engine()
+        dtypes = sorted({str(parameter.dtype) for parameter in engine.model.parameters()})
+        uninterrupted = train_steps(engine, rank, world_size, 0, checkpoint)
+        engine._engine.destroy()
+        engine = build_engine()
+        engine.load(checkpoint, TAG)
+        resumed = train_steps(engine, rank, world_size, CHECKPOINT_STEP)
+        state = engine.full_state_dict()
+        results = {
+            "dtypes": dtypes,
+            "uninterrupted": uninterrupted,
+            "resumed": resumed,
+            "num_lora_tensors": sum("lora" in name for name in state or {}),
+        }
+        print(json.dumps(results))
 
 
 if __name__ == "__main__":

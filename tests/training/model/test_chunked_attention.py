@@ -1,4 +1,4 @@
-"""Attention in chunks of queries computes what dense attention does, from far fewer keys."""
+"""Attention in chunks of queries gives the same result as dense attention, and reads far fewer keys."""
 
 import pytest
 import torch
@@ -8,47 +8,51 @@ from instruct_ray.training.model.chunked_attention import CHUNK_TOKENS, KeyChunk
 from instruct_ray.training.model.tree_mask import tree_mask
 
 
-def comb(length: int, shared: int, tooth: int) -> torch.Tensor:
-    """The mask of a pack whose examples share a prompt and have a branch each."""
-    starts = torch.arange(shared, length).sub(shared).div(tooth, rounding_mode="floor") * tooth + shared
-    ends = torch.cat([torch.full((shared,), length), (starts + tooth).clamp(max=length)])
-    return tree_mask(ends, torch.arange(length))
+def build_mask(length: int, num_shared: int, branch_tokens: int) -> torch.Tensor:
+    """The mask of a pack of examples that share a prompt and have one branch each."""
+    branch = torch.arange(num_shared, length).sub(num_shared).div(branch_tokens, rounding_mode="floor")
+    branch_starts = branch * branch_tokens + num_shared
+    branch_ends = (branch_starts + branch_tokens).clamp(max=length)
+    return tree_mask(torch.cat([torch.full((num_shared,), length), branch_ends]), torch.arange(length))
 
 
 @pytest.mark.parametrize("length", [1, CHUNK_TOKENS - 1, CHUNK_TOKENS, 3 * CHUNK_TOKENS + 5])
 @pytest.mark.parametrize("num_groups", [1, 3, 6])
-def test_it_equals_dense_attention_and_its_gradients(length: int, num_groups: int) -> None:
+def test_output_and_gradients_equal_dense_attention(length: int, num_groups: int) -> None:
     torch.manual_seed(0)
-    mask = comb(length, min(5, length), 9)
+    mask = build_mask(length, min(5, length), 9)
     query = torch.randn(1, 6, length, 8, requires_grad=True)
     key, value = (torch.randn(1, num_groups, length, 8, requires_grad=True) for _ in range(2))
     direction = torch.randn(1, length, 6, 8)
-    found, _ = chunked_attention(torch.nn.Identity(), query, key, value, mask)
+    chunked, _ = chunked_attention(torch.nn.Identity(), query, key, value, mask)
     dense = F.scaled_dot_product_attention(query, key, value, attn_mask=mask, enable_gqa=True).transpose(1, 2)
-    torch.testing.assert_close(found, dense, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(chunked, dense, rtol=1e-5, atol=1e-6)
     inputs = (query, key, value)
-    expected = torch.autograd.grad((dense * direction).sum(), inputs)
-    for got, wanted in zip(torch.autograd.grad((found * direction).sum(), inputs), expected, strict=True):
-        torch.testing.assert_close(got, wanted, rtol=1e-4, atol=1e-5)
+    expected_gradients = torch.autograd.grad((dense * direction).sum(), inputs)
+    gradients = torch.autograd.grad((chunked * direction).sum(), inputs)
+    for gradient, expected in zip(gradients, expected_gradients, strict=True):
+        torch.testing.assert_close(gradient, expected, rtol=1e-4, atol=1e-5)
 
 
-def test_a_chunk_is_given_the_keys_it_sees_only() -> None:
-    shared, tooth = 10, 16
-    mask = comb(64 * CHUNK_TOKENS, shared, tooth)[0, 0]
+def test_chunk_contains_exactly_the_keys_it_sees() -> None:
+    num_shared, branch_tokens = 10, 16
+    mask = build_mask(64 * CHUNK_TOKENS, num_shared, branch_tokens)[0, 0]
     chunks = KeyChunks.from_mask(mask)
-    assert chunks.keys_NK.shape[1] <= shared + CHUNK_TOKENS + tooth
+    assert chunks.keys_NK.shape[1] <= num_shared + CHUNK_TOKENS + branch_tokens
     for number in (0, 17, 63):
         queries = slice(number * CHUNK_TOKENS, (number + 1) * CHUNK_TOKENS)
-        wanted = mask[queries].any(0).nonzero()[:, 0]
-        seen = ~chunks.hidden_NCK[number].all(0)
-        assert torch.equal(chunks.keys_NK[number][seen], wanted)
+        expected = mask[queries].any(0).nonzero()[:, 0]
+        is_seen = ~chunks.hidden_NCK[number].all(0)
+        assert torch.equal(chunks.keys_NK[number][is_seen], expected)
 
 
-def test_dropout_is_for_training_only() -> None:
+def test_dropout_applies_in_training_only() -> None:
     torch.manual_seed(0)
-    mask = comb(20, 5, 5)
-    states = [torch.randn(1, 2, 20, 4) for _ in range(3)]
+    mask = build_mask(20, 5, 5)
+    query, key, value = (torch.randn(1, 2, 20, 4) for _ in range(3))
     module = torch.nn.Identity()
-    plain, _ = chunked_attention(module.eval(), *states, mask, dropout=0.5)
-    torch.testing.assert_close(plain, chunked_attention(module, *states, mask)[0])
-    assert not torch.allclose(chunked_attention(module.train(), *states, mask, dropout=0.5)[0], plain)
+    in_eval, _ = chunked_attention(module.eval(), query, key, value, mask, dropout=0.5)
+    without_dropout, _ = chunked_attention(module, query, key, value, mask)
+    in_training, _ = chunked_attention(module.train(), query, key, value, mask, dropout=0.5)
+    torch.testing.assert_close(in_eval, without_dropout)
+    assert not torch.allclose(in_training, in_eval)

@@ -1,6 +1,5 @@
-"""The proof on a base of its own: what passes, what does not, and what is said about it."""
+"""The packing check: which base models pass it, which fail, and what the result says."""
 
-import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -9,74 +8,67 @@ import torch
 import torch.distributed as dist
 from transformers import BloomConfig, Gemma3TextConfig, GPTNeoConfig, MixtralConfig, PreTrainedConfig
 
-from instruct_ray.data.packs.dataset import MANIFEST, PackedDataset, shard_file, write_packs
+from instruct_ray.base_model.hf_config import load_hf_config
+from instruct_ray.data.packs.dataset import PackedDataset
 from instruct_ray.data.packs.tree import pack_examples
-from instruct_ray.training.model.packing_check import (
-    NUM_EXAMPLES,
-    PackingCheck,
-    resolve_packing_mode,
-    run_packing_check,
-    sample_check_packs,
-)
+from instruct_ray.training.model.packing_check import PackingCheck, resolve_packing_mode, run_packing_check
+from instruct_ray.training.model.packing_comparison import NUM_EXAMPLES, sample_check_packs
 from instruct_ray.training.model.padded import padded_loss, unpack_branches
-from tests.training.tiny_models import CONFIGS, CPU, EXAMPLES, SIZES, default_attention, make_model
+from tests.training.tiny_models import CONFIGS, CPU, EXAMPLES, SIZES, default_attention, make_model, save_packs
 
 PACK_TOKENS = 64
+SaveBase = Callable[[PreTrainedConfig], Path]
 
 
 @pytest.fixture
 def dataset(tmp_path: Path) -> PackedDataset:
-    folder = tmp_path / "packs"
-    folder.mkdir()
-    packs = list(pack_examples(EXAMPLES, PACK_TOKENS))
-    write_packs(folder / shard_file(0), packs, PACK_TOKENS)
-    manifest = {"num_packs": len(packs), "pack_tokens": PACK_TOKENS, "files": {shard_file(0): len(packs)}}
-    (folder / MANIFEST).write_text(json.dumps(manifest))
-    return PackedDataset.open(folder)
+    save_packs(tmp_path / "packs", list(pack_examples(EXAMPLES, PACK_TOKENS)), PACK_TOKENS)
+    return PackedDataset.open(tmp_path / "packs")
 
 
 @pytest.fixture
-def save(tmp_path: Path) -> Callable[[PreTrainedConfig], Path]:
-    def save(config: PreTrainedConfig) -> Path:
+def save_base(tmp_path: Path) -> SaveBase:
+    def save_base(config: PreTrainedConfig) -> Path:
         make_model(config).save_pretrained(tmp_path / "base")
         return tmp_path / "base"
 
-    return save
+    return save_base
 
 
 @pytest.fixture
-def group() -> Iterator[None]:
+def single_rank() -> Iterator[None]:
     dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
     yield
     dist.destroy_process_group()
 
 
+def run_check(base_dir: Path, dataset: PackedDataset) -> PackingCheck:
+    return run_packing_check(base_dir, load_hf_config(base_dir), dataset, CPU)
+
+
 @pytest.mark.parametrize("name", CONFIGS)
-def test_every_architecture_of_the_exactness_tests_is_proved(
-    name: str, save: Callable[[PreTrainedConfig], Path], dataset: PackedDataset
-) -> None:
-    found = run_packing_check(save(CONFIGS[name]), dataset, CPU)
-    assert found.is_packed, found.reason
-    assert found.loss_difference is not None
-    assert found.gradient_difference is not None
-    assert found.loss_difference < 1e-6
-    assert found.gradient_difference < 1e-4
-    assert found.longest > (found.window or 0)
-    assert found.num_layers == 3
+def test_models_of_the_exactness_tests_pass(name: str, save_base: SaveBase, dataset: PackedDataset) -> None:
+    check = run_check(save_base(CONFIGS[name]), dataset)
+    assert check.is_packed, check.reason
+    assert check.loss_difference is not None
+    assert check.gradient_difference is not None
+    assert check.loss_difference < 1e-6
+    assert check.gradient_difference < 1e-4
+    assert check.longest > (check.window or 0)
+    assert check.num_layers == 3
 
 
-def test_the_examples_looked_at_are_long_and_share(dataset: PackedDataset) -> None:
-    few = sample_check_packs(dataset)
-    branches = [unpack_branches(one) for one in few]
-    assert max(len(b.input_ids) for one in branches for b in one) == max(example.num_inputs for example in EXAMPLES)
-    assert all(1 <= len(one) <= NUM_EXAMPLES for one in branches)
-    # They share a prompt, or the proof would show nothing.
-    assert any(len(one["input_ids"]) < one["num_tokens"] for one in few)
+def test_sampled_examples_are_long_and_share_tokens(dataset: PackedDataset) -> None:
+    packs = sample_check_packs(dataset)
+    branches_by_pack = [unpack_branches(pack) for pack in packs]
+    longest = max(len(branch.input_ids) for branches in branches_by_pack for branch in branches)
+    assert longest == max(example.num_inputs for example in EXAMPLES)
+    assert all(1 <= len(branches) <= NUM_EXAMPLES for branches in branches_by_pack)
+    # Without a shared prompt the check would show nothing.
+    assert any(len(pack["input_ids"]) < pack["num_tokens"] for pack in packs)
 
 
-def test_attention_by_place_in_the_input_is_found_out(
-    save: Callable[[PreTrainedConfig], Path], dataset: PackedDataset
-) -> None:
+def test_attention_by_index_in_the_input_is_detected(save_base: SaveBase, dataset: PackedDataset) -> None:
     config = GPTNeoConfig(
         vocab_size=64,
         hidden_size=32,
@@ -86,74 +78,72 @@ def test_attention_by_place_in_the_input_is_found_out(
         window_size=4,
         max_position_embeddings=128,
     )
-    found = run_packing_check(save(config), dataset, CPU)
-    assert not found.is_packed
-    assert found.loss_difference is not None
-    assert found.loss_difference > 10 * found.loss_tolerance
-    assert "packed and alone differ by" in found.reason
+    check = run_check(save_base(config), dataset)
+    assert not check.is_packed
+    assert check.loss_difference is not None
+    assert check.loss_difference > 10 * check.loss_tolerance
+    assert "packed and alone differ by" in check.reason
 
 
-def test_what_is_not_a_number_is_no_proof(dataset: PackedDataset, tmp_path: Path) -> None:
+def test_non_finite_difference_fails(dataset: PackedDataset, tmp_path: Path) -> None:
     model = make_model(CONFIGS["llama"])
     with torch.no_grad():
         model.lm_head.weight[7] = float("nan")
     model.save_pretrained(tmp_path / "base")
-    assert not run_packing_check(tmp_path / "base", dataset, CPU).is_packed
+    assert not run_check(tmp_path / "base", dataset).is_packed
 
 
-def test_a_model_that_does_not_take_the_masks_is_found_out(
-    save: Callable[[PreTrainedConfig], Path], dataset: PackedDataset
+def test_model_that_does_not_take_the_masks_is_detected(save_base: SaveBase, dataset: PackedDataset) -> None:
+    check = run_check(save_base(BloomConfig(vocab_size=64, hidden_size=32, n_layer=2, n_head=4)), dataset)
+    assert not check.is_packed
+    assert "the packed forward pass fails" in check.reason
+
+
+def test_deep_model_is_checked_on_its_first_layers(save_base: SaveBase, dataset: PackedDataset) -> None:
+    layer_types = [*["sliding_attention"] * 5, "full_attention", *["sliding_attention"] * 2]
+    config = Gemma3TextConfig(**SIZES | {"num_hidden_layers": 8}, sliding_window=4, layer_types=layer_types)
+    check = run_check(save_base(config), dataset)
+    assert check.is_packed, check.reason
+    # The sixth is the first one with full attention.
+    assert check.num_layers == 6
+
+
+@pytest.mark.usefixtures("single_rank")
+def test_result_is_reused_for_the_same_library_versions(
+    save_base: SaveBase, dataset: PackedDataset, tmp_path: Path
 ) -> None:
-    found = run_packing_check(save(BloomConfig(vocab_size=64, hidden_size=32, n_layer=2, n_head=4)), dataset, CPU)
-    assert not found.is_packed
-    assert "the packed forward pass fails" in found.reason
-
-
-def test_a_deep_base_is_proved_by_its_first_layers(
-    save: Callable[[PreTrainedConfig], Path], dataset: PackedDataset
-) -> None:
-    kinds = [*["sliding_attention"] * 5, "full_attention", *["sliding_attention"] * 2]
-    config = Gemma3TextConfig(**SIZES | {"num_hidden_layers": 8}, sliding_window=4, layer_types=kinds)
-    found = run_packing_check(save(config), dataset, CPU)
-    assert found.is_packed, found.reason
-    # The sixth is the first with full attention.
-    assert found.num_layers == 6
-
-
-def test_a_record_of_the_same_software_is_kept(
-    save: Callable[[PreTrainedConfig], Path], dataset: PackedDataset, tmp_path: Path, group: None
-) -> None:
-    base, record = save(CONFIGS["llama"]), tmp_path / "packing_check.json"
-    first = resolve_packing_mode(base, dataset.path, None, record, CPU)
+    base_dir, check_file = save_base(CONFIGS["llama"]), tmp_path / "packing_check.json"
+    hf_config = load_hf_config(base_dir)
+    first = resolve_packing_mode(base_dir, hf_config, dataset.path, None, check_file, CPU)
     assert first.is_packed
-    kept = first.model_copy(update={"seconds": 1234.0})
-    record.write_text(kept.model_dump_json())
-    assert resolve_packing_mode(base, dataset.path, None, record, CPU) == kept
-    record.write_text(kept.model_copy(update={"versions": {"torch": "1.0"}}).model_dump_json())
-    assert resolve_packing_mode(base, dataset.path, None, record, CPU).seconds < 1234
+    earlier = first.model_copy(update={"seconds": 1234.0})
+    check_file.write_text(earlier.model_dump_json())
+    assert resolve_packing_mode(base_dir, hf_config, dataset.path, None, check_file, CPU) == earlier
+    check_file.write_text(earlier.model_copy(update={"versions": {"torch": "1.0"}}).model_dump_json())
+    assert resolve_packing_mode(base_dir, hf_config, dataset.path, None, check_file, CPU).seconds < 1234
 
 
-def test_an_obstacle_goes_padded_without_a_proof(
-    save: Callable[[PreTrainedConfig], Path], dataset: PackedDataset, tmp_path: Path, group: None
-) -> None:
-    record = tmp_path / "packing_check.json"
-    found = resolve_packing_mode(save(CONFIGS["llama"]), dataset.path, "llama: a reason", record, CPU)
-    assert (found.path, found.reason, found.implementation) == ("padded", "llama: a reason", "sdpa")
-    assert PackingCheck.model_validate_json(record.read_text()) == found
+@pytest.mark.usefixtures("single_rank")
+def test_known_incompatibility_skips_the_check(save_base: SaveBase, dataset: PackedDataset, tmp_path: Path) -> None:
+    base_dir, check_file = save_base(CONFIGS["llama"]), tmp_path / "packing_check.json"
+    check = resolve_packing_mode(base_dir, load_hf_config(base_dir), dataset.path, "llama: a reason", check_file, CPU)
+    assert (check.path, check.reason, check.attn_implementation) == ("padded", "llama: a reason", "sdpa")
+    assert PackingCheck.model_validate_json(check_file.read_text()) == check
 
 
-def test_the_padded_loss_holds_the_auxiliary_loss_as_transformers_adds_it() -> None:
+def test_padded_loss_adds_the_auxiliary_loss_like_transformers() -> None:
     config = MixtralConfig(
         **SIZES, num_local_experts=4, num_experts_per_tok=2, output_router_logits=True, router_aux_loss_coef=0.5
     )
     model = make_model(config)
-    [packed] = pack_examples(EXAMPLES[:1], PACK_TOKENS)
-    tokens = torch.tensor([[*EXAMPLES[0].prompt_ids, *EXAMPLES[0].completion_ids]])
-    labels = torch.where(torch.arange(tokens.shape[1]) < len(EXAMPLES[0].prompt_ids), -100, tokens)
+    example = EXAMPLES[0]
+    [pack] = pack_examples([example], PACK_TOKENS)
+    tokens = torch.tensor([[*example.prompt_ids, *example.completion_ids]])
+    labels = torch.where(torch.arange(tokens.shape[1]) < len(example.prompt_ids), -100, tokens)
     with torch.no_grad(), default_attention(model):
-        found = padded_loss(model, packed, CPU, 0.5)
-        # transformers reads the stop token as well: its auxiliary loss is taken without it.
+        loss = padded_loss(model, pack, CPU, 0.5)
+        # transformers also reads the stop token, which packs leave out: its auxiliary loss is computed without it.
         output = model(input_ids=tokens, labels=labels)
         aux_loss = model(input_ids=tokens[:, :-1]).aux_loss
     expected = output.loss + 0.5 * (aux_loss - output.aux_loss)
-    torch.testing.assert_close(found / packed["num_trained"], expected)
+    torch.testing.assert_close(loss / pack["num_trained"], expected)

@@ -1,4 +1,4 @@
-"""The mask of a pack: what it lets see, in each form."""
+"""The attention mask of a pack: what a token sees, in each form of the mask."""
 
 from dataclasses import replace
 
@@ -20,33 +20,33 @@ from tests.training.tiny_models import (
     make_model,
 )
 
-SLIDING = CONFIGS["gemma3"]
+WITH_SLIDING_LAYERS = CONFIGS["gemma3"]
 
 
 @pytest.fixture
-def packed() -> Pack:
+def pack() -> Pack:
     return next(pack_examples(EXAMPLES, 512))
 
 
-def test_the_mask_is_causal_within_a_branch() -> None:
-    # 0 is shared by two branches: 1 2 and 3 4.
+def test_mask_is_causal_within_a_branch() -> None:
+    # Token 0 is shared by two branches: 1 2 and 3 4.
     mask = tree_mask(torch.tensor([5, 3, 3, 5, 5]), torch.tensor([0, 1, 2, 1, 2]))
     assert mask.shape == (1, 1, 5, 5)
     expected = [[1, 0, 0, 0, 0], [1, 1, 0, 0, 0], [1, 1, 1, 0, 0], [1, 0, 0, 1, 0], [1, 0, 0, 1, 1]]
     assert mask[0, 0].int().tolist() == expected
 
 
-def test_a_window_counts_positions_in_the_branch() -> None:
-    # Token 4 stands two positions behind token 0, four places behind it in the pack.
+def test_window_counts_positions_in_the_branch() -> None:
+    # Token 4 is two positions after token 0 in its branch, and four after it in the pack.
     mask = tree_mask(torch.tensor([5, 3, 3, 5, 5]), torch.tensor([0, 1, 2, 1, 2]), window=2)
     expected = [[1, 0, 0, 0, 0], [1, 1, 0, 0, 0], [0, 1, 1, 0, 0], [1, 0, 0, 1, 0], [0, 0, 0, 1, 1]]
     assert mask[0, 0].int().tolist() == expected
 
 
-def test_padding_sees_only_itself_and_is_seen_by_none(packed: Pack) -> None:
-    layout = MaskLayout.from_hf_config(SLIDING, "flex_attention", torch.float32)
-    tensors = PackTensors.from_pack(packed, layout, CPU)
-    num_tokens, length = len(packed["input_ids"]), len(tensors.input_ids_T)
+def test_padding_token_sees_only_itself_and_is_not_seen(pack: Pack) -> None:
+    layout = MaskLayout.from_hf_config(WITH_SLIDING_LAYERS, "flex_attention", torch.float32)
+    tensors = PackTensors.from_pack(pack, layout, CPU)
+    num_tokens, length = len(pack["input_ids"]), len(tensors.input_ids_T)
     assert length % BLOCK_TOKENS == 0
     assert num_tokens < length < num_tokens + BLOCK_TOKENS
     for window in (None, 4):
@@ -55,39 +55,41 @@ def test_padding_sees_only_itself_and_is_seen_by_none(packed: Pack) -> None:
         assert not mask[:num_tokens, num_tokens:].any()
 
 
-def test_the_block_mask_is_the_dense_one(packed: Pack) -> None:
-    tensors = PackTensors.from_pack(packed, MaskLayout.from_hf_config(SLIDING, "flex_attention", torch.float32), CPU)
-    masks = [
-        build_masks(tensors, MaskLayout.from_hf_config(SLIDING, form, torch.float32))
-        for form in ("sdpa", "flex_attention")
-    ]
-    for dense, sparse in zip(masks[0].values(), masks[1].values(), strict=True):
-        index = torch.arange(len(tensors.input_ids_T))
-        assert torch.equal(sparse.mask_mod(None, None, index[:, None], index[None, :]), dense[0, 0])
+def test_block_mask_equals_dense_mask(pack: Pack) -> None:
+    layouts = {
+        attn_implementation: MaskLayout.from_hf_config(WITH_SLIDING_LAYERS, attn_implementation, torch.float32)
+        for attn_implementation in ("sdpa", "flex_attention")
+    }
+    tensors = PackTensors.from_pack(pack, layouts["flex_attention"], CPU)
+    dense_masks, block_masks = (build_masks(tensors, layout) for layout in layouts.values())
+    index = torch.arange(len(tensors.input_ids_T))
+    for dense_mask, block_mask in zip(dense_masks.values(), block_masks.values(), strict=True):
+        assert torch.equal(block_mask.mask_mod(None, None, index[:, None], index[None, :]), dense_mask[0, 0])
 
 
-def test_an_additive_mask_is_in_the_dtype_of_the_model(packed: Pack) -> None:
+def test_additive_mask_has_the_dtype_of_the_model(pack: Pack) -> None:
     layout = MaskLayout.from_hf_config(CONFIGS["llama"], "eager", torch.bfloat16)
-    tensors = PackTensors.from_pack(packed, layout, CPU)
+    tensors = PackTensors.from_pack(pack, layout, CPU)
     mask = build_masks(tensors, layout)
     assert mask.dtype == torch.bfloat16
-    assert torch.equal(mask == 0, build_masks(tensors, replace(layout, implementation="sdpa")))
+    assert torch.equal(mask == 0, build_masks(tensors, replace(layout, attn_implementation="sdpa")))
 
 
-def test_the_layout_follows_what_the_architecture_takes() -> None:
-    layouts = {
-        name: MaskLayout.from_hf_config(config, "sdpa", torch.float32).windows
-        for name, config in {
-            "llama": LlamaConfig(),
-            "mistral": MistralConfig(sliding_window=7),
-            "mistral-full": MistralConfig(sliding_window=None),
-            # As old folders have it: Mistral ignores the key.
-            "mistral-stale": MistralConfig(sliding_window=7, layer_types=["sliding_attention"] * 32),
-            "qwen3-unused-window": Qwen3Config(sliding_window=7),
-            "gemma3": Gemma3TextConfig(sliding_window=7),
-        }.items()
+def test_layout_follows_the_model_config() -> None:
+    hf_configs = {
+        "llama": LlamaConfig(),
+        "mistral": MistralConfig(sliding_window=7),
+        "mistral-full": MistralConfig(sliding_window=None),
+        # As in old model folders: Mistral ignores the key.
+        "mistral-stale": MistralConfig(sliding_window=7, layer_types=["sliding_attention"] * 32),
+        "qwen3-unused-window": Qwen3Config(sliding_window=7),
+        "gemma3": Gemma3TextConfig(sliding_window=7),
     }
-    assert layouts == {
+    windows = {
+        name: MaskLayout.from_hf_config(hf_config, "sdpa", torch.float32).windows
+        for name, hf_config in hf_configs.items()
+    }
+    assert windows == {
         "llama": None,
         "mistral": 7,
         "mistral-full": None,
@@ -97,33 +99,34 @@ def test_the_layout_follows_what_the_architecture_takes() -> None:
     }
 
 
-def test_a_window_without_a_length_is_refused() -> None:
+def test_sliding_layers_without_a_window_are_refused() -> None:
     with pytest.raises(InputError, match="gemma3_text has sliding_attention layers but no sliding_window"):
         MaskLayout.from_hf_config(Gemma3TextConfig(sliding_window=None), "sdpa", torch.float32)
 
 
-def test_flex_attention_computes_what_sdpa_does(packed: Pack) -> None:
-    # One layer, one mask: compiling for the CPU takes seconds each.
+def test_flex_attention_computes_the_losses_of_sdpa(pack: Pack) -> None:
+    # One layer and one mask: compiling each for the CPU takes seconds.
     config = MistralConfig(**SIZES | {"num_hidden_layers": 1}, sliding_window=6)
     model = make_model(config)
-    found = {}
+    losses = {}
     with torch.no_grad():
-        for form in ("flex_attention", "sdpa"):
-            model.set_attn_implementation(form)
-            found[form] = token_losses(model, packed, CPU, MaskLayout.from_hf_config(config, form, torch.float32))
-    torch.testing.assert_close(found["flex_attention"], found["sdpa"], rtol=1e-5, atol=1e-5)
+        for attn_implementation in ("flex_attention", "sdpa"):
+            model.set_attn_implementation(attn_implementation)
+            layout = MaskLayout.from_hf_config(config, attn_implementation, torch.float32)
+            losses[attn_implementation] = token_losses(model, pack, CPU, layout)
+    torch.testing.assert_close(losses["flex_attention"], losses["sdpa"], rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.gpu
 @pytest.mark.skipif(
     not torch.cuda.is_available(), reason="no GPU: FlexAttention has no backward pass on CPU (torch 2.13)"
 )
-def test_flex_attention_has_the_gradients_of_sdpa(packed: Pack) -> None:
+def test_flex_attention_computes_the_gradients_of_sdpa(pack: Pack) -> None:
     device = torch.device("cuda")
-    model = make_model(SLIDING).to(device)
-    found = {}
-    for form in ("flex_attention", "sdpa"):
-        model.set_attn_implementation(form)
-        loss = pack_loss(model, packed, device, MaskLayout.from_hf_config(SLIDING, form, torch.float32))
-        found[form] = compute_gradients(model, loss)
-    assert_same_gradients(found["flex_attention"], found["sdpa"])
+    model = make_model(WITH_SLIDING_LAYERS).to(device)
+    gradients = {}
+    for attn_implementation in ("flex_attention", "sdpa"):
+        model.set_attn_implementation(attn_implementation)
+        layout = MaskLayout.from_hf_config(WITH_SLIDING_LAYERS, attn_implementation, torch.float32)
+        gradients[attn_implementation] = compute_gradients(model, pack_loss(model, pack, device, layout))
+    assert_same_gradients(gradients["flex_attention"], gradients["sdpa"])

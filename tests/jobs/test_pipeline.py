@@ -1,4 +1,4 @@
-"""The whole way on the tiny model: triples in, the openai client and LangChain get answers out."""
+"""The stages end to end on the tiny model: from triples to answers for the OpenAI client and LangChain."""
 
 import json
 import shutil
@@ -37,7 +37,7 @@ URL = f"http://127.0.0.1:{PORT}/v1"
 
 @pytest.fixture(scope="module")
 def config(tuned: Config) -> Config:
-    """A run that went all the way to a version."""
+    """A run that is registered as a version."""
     serving = ServingConfig(port=PORT, max_new_tokens=24, max_batch_size=4, max_queued_requests=4)
     config = tuned.model_copy(update={"serving": serving})
     for stage in (run_evaluate, run_register):
@@ -47,13 +47,13 @@ def config(tuned: Config) -> Config:
 
 @pytest.fixture(scope="module")
 def endpoint(config: Config) -> Iterator[openai.OpenAI]:
-    """The version served, and a client."""
+    """A client of the endpoint that serves the version."""
     start_endpoint(config, ignore_status)
     yield openai.OpenAI(base_url=URL, api_key="none", max_retries=0)
     serve.shutdown()
 
 
-def test_the_run_folder_holds_everything(config: Config) -> None:
+def test_run_folder_holds_the_results_of_all_stages(config: Config) -> None:
     folder = RunFolder.from_config(config)
     for path in (
         folder.test_rows_file,
@@ -69,58 +69,58 @@ def test_the_run_folder_holds_everything(config: Config) -> None:
     assert not [path for path in folder.path.rglob("*") if path.suffix in (".pkl", ".bin")]
 
 
-def test_the_evidence_counts_every_arm(config: Config) -> None:
-    evidence = json.loads(RunFolder.from_config(config).evidence_file.read_text())
+def test_evidence_compares_all_arms(config: Config) -> None:
+    folder = RunFolder.from_config(config)
+    evidence = json.loads(folder.evidence_file.read_text())
     assert list(evidence["arms"]) == ["zero_shot", "few_shot", "tuned"]
     assert evidence["arms"]["few_shot"]["prompt_tokens"] > 2 * evidence["arms"]["tuned"]["prompt_tokens"]
     assert all(arm["latency_p50_seconds"] > 0 for arm in evidence["arms"].values())
-    answers = RunFolder.from_config(config).evidence_file.with_name("answers.jsonl").read_text().splitlines()
-    assert (
-        len(answers)
-        == evidence["num_test"]
-        == len(RunFolder.from_config(config).test_rows_file.read_text().splitlines())
-    )
+    answers = folder.evidence_file.with_name("answers.jsonl").read_text().splitlines()
+    assert len(answers) == evidence["num_test"] == len(folder.test_rows_file.read_text().splitlines())
 
 
 @pytest.mark.parametrize("stage", [run_prepare, run_tune, run_evaluate, run_register])
-def test_a_finished_stage_does_nothing_and_says_so(
+def test_finished_stage_does_nothing_and_reports_it(
     config: Config, capsys: pytest.CaptureFixture[str], stage: Callable[[Config], None]
 ) -> None:
     stage(config)
     assert "already " in capsys.readouterr().out
 
 
-def test_the_version_tells_where_it_comes_from(config: Config) -> None:
+def test_version_has_tags_of_its_origin(config: Config) -> None:
     version = ModelRegistry(tracking_uri(config)).resolve("models:/tiny@champion")
     assert version.number == "1"
     assert {"base", "base_digest", "data_digest", "contract_digest", "config", "run"} <= version.tags.keys()
 
 
-def test_the_version_holds_the_tuned_weights_and_no_pickle(config: Config, tmp_path: Path) -> None:
+def test_version_holds_the_tuned_weights_and_no_pickle(config: Config, tmp_path: Path) -> None:
     registry = ModelRegistry(tracking_uri(config))
     folder = registry.download(registry.resolve("models:/tiny/1"), tmp_path)
-    ours, theirs = (load_file(path / "model.safetensors") for path in (RunFolder.from_config(config).model_dir, folder))
-    assert all((theirs[name] == tensor).all() for name, tensor in ours.items())
+    tuned = load_file(RunFolder.from_config(config).model_dir / "model.safetensors")
+    downloaded = load_file(folder / "model.safetensors")
+    assert all((downloaded[name] == tensor).all() for name, tensor in tuned.items())
     assert {path.suffix for path in folder.iterdir()} <= {".json", ".safetensors", ".jinja"}
 
 
-def test_a_registration_killed_before_its_end_makes_no_second_version(config: Config) -> None:
+def test_rerun_of_a_killed_registration_makes_no_second_version(config: Config) -> None:
     RunFolder.from_config(config).version_file.unlink()
     run_register(config)
     assert ModelRegistry(tracking_uri(config)).aliases("tiny") == {"champion": "1"}
 
 
-def test_a_file_is_answered_by_the_version(config: Config, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    outputs = [tmp_path / "of_version", tmp_path / "of_run"]
-    for output, model in zip(outputs, ("models:/tiny@champion", None), strict=True):
-        run_generate(config, model, output)
+def test_generate_gives_the_same_answers_with_the_version_and_the_run(
+    config: Config, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    answers = {}
+    for name, model in (("version", "models:/tiny@champion"), ("run", None)):
+        run_generate(config, model, tmp_path / name)
         assert "generated: 64 rows" in capsys.readouterr().out
-    of_version, of_run = (["".join(part.read_text() for part in sorted(o.glob("part-*")))] for o in outputs)
-    assert of_version == of_run
-    assert {json.loads(line)["finish_reason"] for line in of_version[0].splitlines()} <= {"stop", "length"}
+        answers[name] = "".join(part.read_text() for part in sorted((tmp_path / name).glob("part-*")))
+    assert answers["version"] == answers["run"]
+    assert {json.loads(line)["finish_reason"] for line in answers["run"].splitlines()} <= {"stop", "length"}
 
 
-def test_the_run_is_in_mlflow_with_its_metrics(config: Config) -> None:
+def test_mlflow_run_has_params_and_metrics(config: Config) -> None:
     client = ModelRegistry(tracking_uri(config)).client
     run_id = json.loads((RunFolder.from_config(config).path / "mlflow.json").read_text())["run_id"]
     run = client.get_run(run_id)
@@ -130,54 +130,51 @@ def test_the_run_is_in_mlflow_with_its_metrics(config: Config) -> None:
     assert len(client.get_metric_history(run_id, "loss")) == len(lines)
 
 
-def test_the_client_gets_the_answer_of_the_tuned_model(config: Config, endpoint: openai.OpenAI) -> None:
+def test_endpoint_answers_like_the_tuned_model(config: Config, endpoint: openai.OpenAI) -> None:
     messages = [{"role": "user", "content": "How bad is it?\n\nthe shop is down"}]
-    reply = endpoint.chat.completions.create(model="tiny", messages=messages, temperature=0, max_tokens=8)
+    response = endpoint.chat.completions.create(model="tiny", messages=messages, temperature=0, max_tokens=8)
     renderer = load_renderer(RunFolder.from_config(config).model_dir)
     engine = create_engine(RunFolder.from_config(config).model_dir, renderer.contract, config.serving)
     prompt = renderer.prompt(messages)
     [expected] = generate_all(engine, [prompt], SamplingParams(8))
     engine.close()
-    assert reply.choices[0].message.content == renderer.tokenizer.decode(expected.token_ids)
-    assert reply.choices[0].finish_reason == expected.finish_reason
-    assert reply.usage.prompt_tokens == len(prompt)
-    assert reply.system_fingerprint.startswith("tiny-1-")
+    assert response.choices[0].message.content == renderer.tokenizer.decode(expected.token_ids)
+    assert response.choices[0].finish_reason == expected.finish_reason
+    assert response.usage.prompt_tokens == len(prompt)
+    assert response.system_fingerprint.startswith("tiny-1-")
 
 
-def test_a_stream_is_the_same_answer_in_pieces(endpoint: openai.OpenAI) -> None:
+def test_streamed_answer_equals_the_complete_answer(endpoint: openai.OpenAI) -> None:
     request = {"model": "tiny@champion", "temperature": 0, "messages": [{"role": "user", "content": "hello"}]}
-    whole = endpoint.chat.completions.create(**request)
+    complete = endpoint.chat.completions.create(**request)
     chunks = list(endpoint.chat.completions.create(**request, stream=True, stream_options={"include_usage": True}))
     text = "".join(chunk.choices[0].delta.content or "" for chunk in chunks if chunk.choices)
-    assert text == whole.choices[0].message.content
+    assert text == complete.choices[0].message.content
     assert chunks[0].choices[0].delta.role == "assistant"
-    assert chunks[-1].usage == whole.usage
-    assert chunks[-2].choices[0].finish_reason == whole.choices[0].finish_reason
+    assert chunks[-1].usage == complete.usage
+    assert chunks[-2].choices[0].finish_reason == complete.choices[0].finish_reason
 
 
-def test_concurrent_requests_get_their_own_answers(endpoint: openai.OpenAI, config: Config) -> None:
+def test_concurrent_requests_get_the_answers_of_single_requests(endpoint: openai.OpenAI, config: Config) -> None:
     def ask(text: str) -> str | None:
         messages = [{"role": "user", "content": text}]
-        return (
-            endpoint.chat.completions.create(model="tiny", messages=messages, temperature=0, max_tokens=6)
-            .choices[0]
-            .message.content
-        )
+        response = endpoint.chat.completions.create(model="tiny", messages=messages, temperature=0, max_tokens=6)
+        return response.choices[0].message.content
 
     texts = [f"report {number} is slow" for number in range(4)]
-    alone = [ask(text) for text in texts]
+    expected = [ask(text) for text in texts]
     with ThreadPoolExecutor(4) as pool:
-        assert list(pool.map(ask, texts)) == alone
+        assert list(pool.map(ask, texts)) == expected
 
 
-def test_langchain_is_answered(endpoint: openai.OpenAI) -> None:
+def test_langchain_gets_answers(endpoint: openai.OpenAI) -> None:
     llm = ChatOpenAI(model="tiny", base_url=URL, api_key="none", temperature=0, max_tokens=4)
     chain = PromptTemplate.from_template("Rate: {report}") | llm
     assert chain.invoke({"report": "x"}).content == llm.invoke("Rate: x").content
     assert "".join(str(chunk.content) for chunk in llm.stream("Rate: x")) == llm.invoke("Rate: x").content
 
 
-def test_models_and_health_name_the_version(endpoint: openai.OpenAI) -> None:
+def test_models_and_health_routes_name_the_version(endpoint: openai.OpenAI) -> None:
     assert [model.id for model in endpoint.models.list()] == ["tiny", "tiny@champion"]
     assert endpoint.models.retrieve("tiny").id == "tiny"
     assert httpx2.get(f"http://127.0.0.1:{PORT}/health").json() == {"status": "ok", "model": "tiny", "version": "1"}
@@ -194,7 +191,9 @@ def test_models_and_health_name_the_version(endpoint: openai.OpenAI) -> None:
         ({"messages": [{"role": "user", "content": "word " * 600}]}, 400, "maximum context length is 512 tokens"),
     ],
 )
-def test_errors_have_openais_shape(endpoint: openai.OpenAI, body: dict[str, object], status: int, message: str) -> None:
+def test_errors_have_the_openai_format(
+    endpoint: openai.OpenAI, body: dict[str, object], status: int, message: str
+) -> None:
     request = {"model": "tiny", "messages": [{"role": "user", "content": "x"}]} | body
     response = httpx2.post(f"{URL}/chat/completions", json=request)
     assert response.status_code == status
@@ -202,14 +201,14 @@ def test_errors_have_openais_shape(endpoint: openai.OpenAI, body: dict[str, obje
     assert message in response.json()["error"]["message"]
 
 
-def test_what_is_no_json_or_no_route_has_it_too(endpoint: openai.OpenAI) -> None:
-    broken = httpx2.post(f"{URL}/chat/completions", content=b"{", headers={"Content-Type": "application/json"})
-    assert (broken.status_code, set(broken.json())) == (400, {"error"})
+def test_invalid_json_and_unknown_routes_have_the_openai_error_format(endpoint: openai.OpenAI) -> None:
+    invalid = httpx2.post(f"{URL}/chat/completions", content=b"{", headers={"Content-Type": "application/json"})
+    assert (invalid.status_code, set(invalid.json())) == (400, {"error"})
     unknown = httpx2.get(f"{URL}/nothing")
     assert (unknown.status_code, set(unknown.json())) == (404, {"error"})
 
 
-def test_an_overload_is_429_and_everything_else_is_answered(endpoint: openai.OpenAI) -> None:
+def test_overload_returns_429_and_other_requests_are_answered(endpoint: openai.OpenAI) -> None:
     def ask(number: int) -> int:
         request = {"model": "tiny", "messages": [{"role": "user", "content": f"{number}"}]}
         return httpx2.post(f"{URL}/chat/completions", json=request, timeout=120).status_code
@@ -221,10 +220,16 @@ def test_an_overload_is_429_and_everything_else_is_answered(endpoint: openai.Ope
     assert ask(0) == 200
 
 
-def test_a_port_in_use_is_refused(endpoint: openai.OpenAI, config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_port_in_use_is_refused(endpoint: openai.OpenAI, config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     with pytest.raises(InputError, match=f"serving.port: 127.0.0.1:{PORT} can't be used"):
         start_endpoint(config, ignore_status)
+
+
+def run_command(*arguments: str) -> None:
+    with pytest.raises(SystemExit) as exit_info:
+        main(arguments)
+    assert exit_info.value.code == 0
 
 
 def test_promote_and_rollback_move_the_alias(
@@ -236,9 +241,9 @@ def test_promote_and_rollback_move_the_alias(
     registry.client.create_model_version("tiny", source=source, tags=tags)
     path = tmp_path / "config.yaml"
     path.write_text(config.model_dump_json())
-    main(["promote", "--config", str(path), "2"])
+    run_command("promote", "--config", str(path), "2")
     assert registry.aliases("tiny") == {"champion": "2", "previous": "1"}
-    main(["rollback", "--config", str(path)])
+    run_command("rollback", "--config", str(path))
     assert registry.aliases("tiny") == {"champion": "1", "previous": "2"}
     assert "models:/tiny@champion is version 1" in capsys.readouterr().out
     shutil.rmtree(tmp_path)
