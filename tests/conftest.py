@@ -1,8 +1,8 @@
-"""Shared pieces: a tokenizer trained in-process, tiny random models, triples, and a Ray cluster per session."""
+"""Shared fixtures: a tiny tokenizer, base model and triples, a Ray cluster, and a tuned run."""
 
 import os
 
-# Before Ray is imported: no token is written to the home folder by a test.
+# Before Ray is imported, so that it writes no token into the home folder.
 os.environ["RAY_AUTH_MODE"] = "disabled"
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["DS_ACCELERATOR"] = "cpu"
@@ -29,25 +29,25 @@ def tokenizer() -> PreTrainedTokenizerFast:
 
 @pytest.fixture(scope="session")
 def base_folder(tmp_path_factory: pytest.TempPathFactory, tokenizer: PreTrainedTokenizerFast) -> Path:
-    """A random 2-layer Llama as a Hugging Face folder."""
+    """The Hugging Face folder of a random Llama with two layers."""
     return tiny.save_base(tmp_path_factory.mktemp("base"), tokenizer)
 
 
 @pytest.fixture(scope="session")
 def triples_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """64 triples with three instructions, some without input."""
+    """64 triples with three instructions; some have no input."""
     return tiny.write_triples(tmp_path_factory.mktemp("triples") / "triples.jsonl")
 
 
 @pytest.fixture
 def make_config(tmp_path: Path, base_folder: Path, triples_file: Path) -> Callable[..., Config]:
-    """Makes `tiny.configure`'s configs of this test."""
+    """Builds configs as `tiny.configure` does, with a run folder of this test."""
     return partial(tiny.configure, tmp_path / "runs", base_folder, triples_file)
 
 
 @pytest.fixture(scope="session")
 def ray_4_cpus() -> Iterator[None]:
-    """One local Ray cluster for all tests that need one."""
+    """One local Ray cluster with 4 CPUs for all tests that need one."""
     ray.init(num_cpus=4, include_dashboard=False, log_to_driver=False)
     ray.data.DataContext.get_current().enable_progress_bars = False
     yield
@@ -56,7 +56,7 @@ def ray_4_cpus() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def tuned(tmp_path_factory: pytest.TempPathFactory, base_folder: Path, triples_file: Path, ray_4_cpus: None) -> Config:
-    """A run of two workers, prepared and tuned by the stages; tests add to its folder and change nothing."""
+    """A run with two workers, prepared and tuned. Tests may add files to its folder but change none."""
     train = {"epochs": 4, "examples_per_step": 12, "checkpoint_every": 4, "learning_rate": 1e-2, "num_workers": 2}
     config = tiny.configure(tmp_path_factory.mktemp("runs"), base_folder, triples_file, train=train)
     run_prepare(config)

@@ -1,4 +1,4 @@
-"""The smallest of everything: a tokenizer trained in-process, a random 2-layer Llama, 64 triples."""
+"""Tiny test inputs: a tokenizer trained on the spot, a random Llama with two layers, and 64 triples."""
 
 import json
 from pathlib import Path
@@ -44,7 +44,7 @@ def make_tokenizer() -> PreTrainedTokenizerFast:
 
 
 def save_base(folder: Path, tokenizer: PreTrainedTokenizerFast) -> Path:
-    """A random 2-layer Llama as a Hugging Face folder."""
+    """Save a random Llama with two layers as a Hugging Face folder."""
     torch.manual_seed(0)
     config = LlamaConfig(
         vocab_size=len(tokenizer),
@@ -64,7 +64,7 @@ def save_base(folder: Path, tokenizer: PreTrainedTokenizerFast) -> Path:
 
 
 def write_triples(path: Path) -> Path:
-    """64 triples with three instructions, some without input."""
+    """Write 64 triples with three instructions; some have no input."""
     rows = []
     for number in range(64):
         report = f"{REPORTS[number % len(REPORTS)]} in room {number}"
@@ -82,7 +82,7 @@ def write_triples(path: Path) -> Path:
 
 
 def configure(storage: Path, base: Path, triples: Path, **sections: dict[str, Any]) -> Config:
-    """A config for the tiny model; keyword arguments replace keys of its sections."""
+    """A config for the tiny model. Keyword arguments replace keys of its sections."""
     values: dict[str, dict[str, Any]] = {
         "run": {"name": "tiny", "storage": storage},
         "model": {"base": str(base)},
@@ -91,7 +91,7 @@ def configure(storage: Path, base: Path, triples: Path, **sections: dict[str, An
             "test_fraction": 0.25,
             "pack_tokens": 128,
             "max_tokens": 128,
-            # The rows differ by a number only, and all of them are wanted.
+            # The rows differ only in a number, so they would be dropped as near duplicates.
             "near_duplicates": None,
         },
         "train": {"examples_per_step": 16, "learning_rate": 1e-3, "zero_stage": 2, "max_failures": 0},
@@ -99,6 +99,6 @@ def configure(storage: Path, base: Path, triples: Path, **sections: dict[str, An
         "registry": {"name": "tiny"},
         "serving": {"max_new_tokens": 16},
     }
-    for section, replaced in sections.items():
-        values[section] = values[section] | replaced
+    for section, keys in sections.items():
+        values[section] = values[section] | keys
     return Config.model_validate(values)

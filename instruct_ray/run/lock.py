@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict
 from instruct_ray.background import PeriodicThread
 from instruct_ray.errors import InputError
 
-LOCK_FILE = ".lease"
+LOCK_FILE = ".lock"
 # How often the owner renews the lock: it updates the time of the file.
 RENEW_SECONDS = 5.0
 # The owner on another host is considered dead when it has not renewed the lock for this long.

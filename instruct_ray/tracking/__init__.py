@@ -1,1 +1,1 @@
-"""MLflow: metrics uploaded beside training, and registered versions read."""
+"""MLflow: uploads metrics during training, and reads registered versions."""

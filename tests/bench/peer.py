@@ -43,15 +43,15 @@ class Clock(TrainerCallback):
     def __init__(self) -> None:
         self.seconds: list[float] = []
         self.losses: list[float] = []
-        self._began = 0.0
+        self._step_start = 0.0
 
     def on_train_begin(self, *_: Any, **__: Any) -> None:
-        self._began = time.perf_counter()
+        self._step_start = time.perf_counter()
 
     def on_step_end(self, *_: Any, **__: Any) -> None:
         now = time.perf_counter()
-        self.seconds.append(now - self._began)
-        self._began = now
+        self.seconds.append(now - self._step_start)
+        self._step_start = now
 
     def on_log(self, *_: Any, logs: dict[str, float], **__: Any) -> None:
         if "loss" in logs:

@@ -1,11 +1,11 @@
-"""Break runs of the tiny model in every way of the fault matrix, and print what it cost.
+"""Run the cases of the fault drill on the tiny model, and print what each fault cost.
 
-python -m tests.drill [ROW ...] [--json FILE]        (all rows: half an hour on two cores)
+python -m tests.drill [CASE ...] [--json FILE]        (all cases: half an hour on two cores)
 """
 
 import os
 
-# Before Ray is imported: no token is written to the home folder.
+# Before Ray is imported, so that it writes no token into the home folder.
 os.environ["RAY_AUTH_MODE"] = "disabled"
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["DS_ACCELERATOR"] = "cpu"
@@ -28,80 +28,90 @@ from rich.console import Console
 from rich.table import Table
 
 from instruct_ray.cli import ray_session
-from tests.drill.lab import Figures, Lab
-from tests.drill.rows import ROWS, Row
+from tests.drill.cases import CASES, DrillCase
+from tests.drill.harness import CaseResult, DrillHarness
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Returns 1 if a row failed."""
-    parser = argparse.ArgumentParser(prog="python -m tests.drill", description=__doc__)
-    parser.add_argument("rows", nargs="*", metavar="ROW", help=f"of {', '.join(row.name for row in ROWS)}; all")
-    parser.add_argument("--json", type=Path, help="where the figures go as well")
-    chosen = parser.parse_args(arguments)
-    if unknown := set(chosen.rows) - {row.name for row in ROWS}:
-        parser.error(f"no row {', '.join(sorted(unknown))}")
+    """Run the cases and print a table; returns 1 if a case failed."""
+    options = parse_arguments(arguments)
     ray_session.silence_libraries()
     for name in ("ray", "ray.data", "ray.train"):
         logging.getLogger(name).setLevel(logging.ERROR)
     os.environ.setdefault("RAY_TMPDIR", tempfile.mkdtemp(prefix="ray-", dir="/tmp"))
     folder = Path(tempfile.mkdtemp(prefix="drill-"))
-    found = []
+    reports = []
     try:
-        for result in drilled([row for row in ROWS if not chosen.rows or row.name in chosen.rows], folder):
-            found.append(result)
-            print(f"{result['row']}: {result['verdict']} ({result['seconds']:.0f} s)", flush=True)
-            if result["error"]:
-                print(result["error"], flush=True)
+        for report in run_cases([case for case in CASES if not options.cases or case.name in options.cases], folder):
+            reports.append(report)
+            print(f"{report['case']}: {report['verdict']} ({report['seconds']:.0f} s)", flush=True)
+            if report["error"]:
+                print(report["error"], flush=True)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
-    show(found)
-    if chosen.json:
-        chosen.json.write_text(json.dumps(found, indent=2))
-    return int(any(result["verdict"] == "FAILED" for result in found))
+    print_table(reports)
+    if options.json:
+        options.json.write_text(json.dumps(reports, indent=2))
+    return int(any(report["verdict"] == "FAILED" for report in reports))
 
 
-def drilled(rows: Sequence[Row], folder: Path) -> Iterator[dict[str, Any]]:
-    """Rows that share the local cluster first: their uninterrupted run is made once."""
-    lab = Lab(folder)
+def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
+    names = [case.name for case in CASES]
+    parser = argparse.ArgumentParser(prog="python -m tests.drill", description=__doc__)
+    parser.add_argument("cases", nargs="*", metavar="CASE", help=f"of {', '.join(names)} (default: all)")
+    parser.add_argument("--json", type=Path, help="file to which the reports are written too")
+    options = parser.parse_args(arguments)
+    if unknown := set(options.cases) - set(names):
+        parser.error(f"no case {', '.join(sorted(unknown))}")
+    return options
+
+
+def run_cases(cases: Sequence[DrillCase], folder: Path) -> Iterator[dict[str, Any]]:
+    """Run the cases; those that share the local cluster come first."""
+    harness = DrillHarness(folder)
     with ExitStack() as stack:
-        stack.enter_context(lab.ray())
-        for row in rows:
-            if row.place == "local":
-                yield drill(row, lab)
-    for row in rows:
-        if row.place == "own":
-            yield drill(row, lab)
+        stack.enter_context(harness.local_cluster())
+        for case in cases:
+            if case.cluster == "shared":
+                yield run_case(case, harness)
+    for case in cases:
+        if case.cluster == "own":
+            yield run_case(case, harness)
 
 
-def drill(row: Row, lab: Lab) -> dict[str, Any]:
-    """One row, and what came of it."""
-    began = time.monotonic()
-    error, figures = "", Figures()
+def run_case(case: DrillCase, harness: DrillHarness) -> dict[str, Any]:
+    """Run a case; returns its report."""
+    started = time.monotonic()
+    error, result = "", CaseResult()
     try:
-        figures = row.drill(lab)
-        assert figures.is_bitwise is not False, "the weights or losses differ from those of the uninterrupted run"
-    except Exception:  # one row that fails does not hide the others
+        result = case.run(harness)
+        assert result.is_bitwise_equal is not False, "the weights or losses differ from those of the uninterrupted run"
+    except Exception:  # the other cases run even if one fails
         error = traceback.format_exc()
-        for point in lab.armed:
-            lab.disarm(point)
-    seconds = time.monotonic() - began
-    verdict = "FAILED" if error else "LATE" if seconds > row.seconds else "passed"
-    values = dataclasses.asdict(figures) | {"wasted": figures.wasted if figures.planned else None}
-    return {"row": row.name, "fault": row.fault, "verdict": verdict, "seconds": seconds, "error": error, **values}
+        for point in harness.armed_faults:
+            harness.disarm_fault(point)
+    seconds = time.monotonic() - started
+    verdict = "FAILED" if error else "LATE" if seconds > case.max_seconds else "passed"
+    values = dataclasses.asdict(result) | {"num_redone": result.num_redone if result.num_planned else None}
+    return {"case": case.name, "fault": case.fault, "verdict": verdict, "seconds": seconds, "error": error, **values}
 
 
-def show(found: Sequence[dict[str, Any]]) -> None:
-    """The table."""
+def print_table(reports: Sequence[dict[str, Any]]) -> None:
     table = Table(box=None, pad_edge=False)
-    for name in ("", "fault", "verdict", "wasted steps", "next step after", "same bits", "goodput", ""):
+    for name in ("", "fault", "verdict", "steps redone", "next step after", "same bits", "goodput", ""):
         table.add_column(name)
-    for each in found:
-        seconds = ", ".join(f"{value:.1f}" for value in each["seconds_to_next_step"])
-        bits = {True: "yes", False: "no", None: ""}[each["is_bitwise"]]
-        goodput = "" if each["goodput"] is None else f"{100 * each['goodput']:.0f} %"
-        wasted = "" if each["wasted"] is None else str(each["wasted"])
-        cells = (each["row"], each["fault"], each["verdict"], wasted, f"{seconds} s" if seconds else "", bits, goodput)
-        table.add_row(*cells, each["says"])
+    for report in reports:
+        seconds = ", ".join(f"{value:.1f}" for value in report["seconds_to_next_step"])
+        table.add_row(
+            report["case"],
+            report["fault"],
+            report["verdict"],
+            "" if report["num_redone"] is None else str(report["num_redone"]),
+            f"{seconds} s" if seconds else "",
+            {True: "yes", False: "no", None: ""}[report["is_bitwise_equal"]],
+            "" if report["goodput"] is None else f"{100 * report['goodput']:.0f} %",
+            report["note"],
+        )
     Console(width=200, soft_wrap=True).print(table)
 
 

@@ -1,5 +1,6 @@
-"""Checkpoints that can't be written, or can't be read, and runs that continue from any of them."""
+"""Checkpoints that can't be written or read, and runs that resume from any checkpoint."""
 
+import itertools
 import re
 import shutil
 import statistics
@@ -11,141 +12,140 @@ from instruct_ray.run.folder import RunFolder
 from instruct_ray.training.checkpoint.manifest import find_committed, find_corruption, load_manifest
 from instruct_ray.training.checkpoint.recovery import RAY_SNAPSHOT
 from instruct_ray.training.driver.build_spec import build_plan
-from tests.drill.faults import SLOW_SECONDS
-from tests.drill.lab import Figures, Lab
-from tests.drill.watch import lines_of
+from tests.drill.fault_points import SLOW_SECONDS
+from tests.drill.harness import CaseResult, DrillHarness
+from tests.drill.monitor import read_metrics
 
 
-def disk_full(lab: Lab) -> Figures:
-    """No room at step 4, which is seen before; the disk full in the middle of writing step 16, and free again."""
-    whole = lab.whole()
-    config = lab.start("full", checkpoint_every=4)
-    lab.arm("no_room", "full@16")
-    with lab.watch(config) as watch:
-        watch.at(5, lambda: lab.disarm("no_room"))
-        lab.run(config)
-    assert not lab.armed
-    text = RunFolder.from_config(config).path.joinpath("notices.jsonl").read_text()
-    assert "no checkpoint at step 4: " in text, text
-    assert re.search(r"the disk is full: [\d.]+ MiB needed, 0\.0 MiB free", text), text
-    # Seen too late: the workers start again, from the checkpoint before or one that followed meanwhile.
-    assert re.search(r"worker \d failed: .*the disk is full: ", text), text
-    assert re.search(r"continuing from step (12|[2-4]\d)", text), text
-    found = lab.compared(config, whole, watch)
-    found.seconds_to_next_step = []
-    return found
+def fill_disk(harness: DrillHarness) -> CaseResult:
+    """No space for the checkpoint of step 4, found before it is written; then a full disk while step 16 is written."""
+    uninterrupted = harness.train_uninterrupted()
+    config = harness.prepare_run("full", checkpoint_every=4)
+    harness.arm_faults("no_space", "disk_full@16")
+    with harness.monitor(config) as monitor:
+        monitor.cause_at(5, lambda: harness.disarm_fault("no_space"))
+        harness.train(config)
+    assert not harness.armed_faults
+    events = RunFolder.from_config(config).events_file.read_text()
+    assert "no checkpoint at step 4: " in events, events
+    assert re.search(r"the disk is full: [\d.]+ MiB needed, 0\.0 MiB free", events), events
+    # A failed write restarts the workers. They resume from the checkpoint before or from one that was written since.
+    assert re.search(r"worker \d failed: .*the disk is full: ", events), events
+    assert re.search(r"resuming from step (12|[2-4]\d)", events), events
+    result = harness.compare(config, uninterrupted, monitor)
+    result.seconds_to_next_step = []
+    return result
 
 
-def damaged(lab: Lab) -> Figures:
-    """The five newest checkpoints spoilt in five ways, and Ray's own file emptied: the sixth is used."""
-    whole = lab.whole()
-    config = lab.copy(whole, "damaged", 30)
-    train = RunFolder.from_config(config).ray_train_dir
-    newest = sorted(train.glob("checkpoint-*"), reverse=True)
-    shards = [shard_of(checkpoint) for checkpoint in newest[:3]]
-    truncate(shards[0])
-    flip(shards[1])
+def corrupt_newest(harness: DrillHarness) -> CaseResult:
+    """The five newest checkpoints corrupted in five ways, and Ray's snapshot emptied: the sixth one is used."""
+    uninterrupted = harness.train_uninterrupted()
+    config = harness.copy_run(uninterrupted, "corrupted", 30)
+    folder = RunFolder.from_config(config)
+    newest = sorted(folder.ray_train_dir.glob("checkpoint-*"), reverse=True)
+    shards = [find_optimizer_shard(checkpoint) for checkpoint in newest[:3]]
+    truncate_file(shards[0])
+    flip_bit(shards[1])
     shards[2].unlink()
     newest[3].joinpath("manifest-00001.json").write_bytes(b"")
     newest[4].joinpath("manifest-00000.json").unlink()
-    (train / RAY_SNAPSHOT).write_bytes(b"")
-    with lab.watch(config) as watch:
-        lab.run(config)
-    text = RunFolder.from_config(config).path.joinpath("notices.jsonl").read_text()
+    (folder.ray_train_dir / RAY_SNAPSHOT).write_bytes(b"")
+    with harness.monitor(config) as monitor:
+        harness.train(config)
+    events = folder.events_file.read_text()
     for shard, problem in zip(shards, ("bytes, not", "other bytes than", "is missing"), strict=True):
-        assert f"{shard} " in text and problem in text, text
-    assert "continuing from step 25" in text, text
-    found = lab.compared(config, whole, watch)
-    found.planned -= 25
-    return found
+        assert f"{shard} " in events and problem in events, events
+    assert "resuming from step 25" in events, events
+    result = harness.compare(config, uninterrupted, monitor)
+    result.num_planned -= 25
+    return result
 
 
-def all_damaged(lab: Lab) -> Figures:
-    """No checkpoint left that is whole: the run says so and does not begin anew, whatever happened to them."""
-    whole = lab.whole()
-    said = []
-    for name, spoil in (("flipped", flip_all), ("unsigned", empty_manifests), ("removed", remove_all)):
-        config = lab.copy(whole, name, 3)
+def corrupt_all(harness: DrillHarness) -> CaseResult:
+    """No intact checkpoint left, in three ways: the run is refused and does not restart from scratch."""
+    uninterrupted = harness.train_uninterrupted()
+    messages = []
+    for name, corrupt in (("flipped", flip_all), ("emptied", empty_manifests), ("removed", remove_all)):
+        config = harness.copy_run(uninterrupted, name, 3)
         folder = RunFolder.from_config(config)
-        shutil.copy(RunFolder.from_config(whole).ray_train_dir / RAY_SNAPSHOT, folder.ray_train_dir)
-        spoil(folder.ray_train_dir)
-        left = sorted(folder.ray_train_dir.glob("checkpoint-*"))
+        shutil.copy(RunFolder.from_config(uninterrupted).ray_train_dir / RAY_SNAPSHOT, folder.ray_train_dir)
+        corrupt(folder.ray_train_dir)
+        checkpoints = sorted(folder.ray_train_dir.glob("checkpoint-*"))
         try:
-            lab.run(config)
+            harness.train(config)
         except (InputError, RuntimeError) as error:
-            said.append(str(error))
-        assert len(lines_of(folder.metrics_file)) == 3, "it began anew"
-        assert sorted(folder.ray_train_dir.glob("checkpoint-*")) == left, "what is left of them was removed"
+            messages.append(str(error))
+        assert len(read_metrics(folder.metrics_file)) == 3, "the run restarted from scratch"
+        assert sorted(folder.ray_train_dir.glob("checkpoint-*")) == checkpoints, "checkpoints were removed"
         assert not folder.model_dir.exists()
-    assert len(said) == 3 and all("none of the checkpoints in" in text for text in said), said
-    assert all("to train from the beginning" in text for text in said), said
-    return Figures(says="3 ways of losing all: each refused, exit code and message")
+    assert len(messages) == 3 and all("none of the checkpoints in" in message for message in messages), messages
+    assert all("to train from the beginning" in message for message in messages), messages
+    return CaseResult(note="3 ways to corrupt all checkpoints, each refused with a message")
 
 
-def split_anywhere(lab: Lab) -> Figures:
-    """Continued from step 1, from the end of an epoch and from the middle of one."""
-    whole = lab.whole()
-    found = Figures(is_bitwise=True)
-    steps_per_epoch = build_plan(whole, find_packs(RunFolder.from_config(whole))).steps_per_epoch
+def resume_from_any_step(harness: DrillHarness) -> CaseResult:
+    """Resumed from step 1, from the end of an epoch and from the middle of one."""
+    uninterrupted = harness.train_uninterrupted()
+    total = CaseResult(is_bitwise_equal=True)
+    steps_per_epoch = build_plan(uninterrupted, find_packs(RunFolder.from_config(uninterrupted))).steps_per_epoch
     for step in (1, steps_per_epoch, steps_per_epoch + 3):
-        config = lab.copy(whole, f"split-{step}", step)
-        with lab.watch(config) as watch:
-            lab.run(config)
-        each = lab.compared(config, whole, watch)
-        found.planned += each.planned - step
-        found.executed += each.executed
-        found.is_bitwise = bool(found.is_bitwise and each.is_bitwise)
-    return found
+        config = harness.copy_run(uninterrupted, f"resumed-{step}", step)
+        with harness.monitor(config) as monitor:
+            harness.train(config)
+        result = harness.compare(config, uninterrupted, monitor)
+        total.num_planned += result.num_planned - step
+        total.num_executed += result.num_executed
+        total.is_bitwise_equal = bool(total.is_bitwise_equal and result.is_bitwise_equal)
+    return total
 
 
-def ends_while_writing(lab: Lab) -> Figures:
-    """The last checkpoint is slow to be written and training ends at once: the run ends behind it."""
-    whole = lab.whole()
-    config = lab.start("slow", checkpoint_every=4)
+def end_during_write(harness: DrillHarness) -> CaseResult:
+    """The last checkpoint takes long to write while the training ends: the run ends after the checkpoint."""
+    uninterrupted = harness.train_uninterrupted()
+    config = harness.prepare_run("slow", checkpoint_every=4)
     num_steps = build_plan(config, find_packs(RunFolder.from_config(config))).num_steps
-    lab.arm(f"slow@{num_steps}")
-    with lab.watch(config) as watch:
-        lab.run(config)
-    assert not lab.armed
+    harness.arm_faults(f"slow@{num_steps}")
+    with harness.monitor(config) as monitor:
+        harness.train(config)
+    assert not harness.armed_faults
     newest = find_committed(RunFolder.from_config(config).ray_train_dir)[0]
     assert load_manifest(newest).step == num_steps
     assert not any(find_corruption(newest, rank, 2) for rank in range(2))
-    gaps = [(step, later - one) for step, (one, later) in enumerate(zip(watch.times, watch.times[1:], strict=False), 1)]
-    behind = statistics.median(gap for step, gap in gaps if step % 4 == 0)
-    others = statistics.median(gap for step, gap in gaps if step % 4)
-    found = lab.compared(config, whole, watch)
-    found.says = (
-        f"written {SLOW_SECONDS:.0f} s after the last step; a checkpoint holds up training for "
-        f"{(behind - others) * 1000:.0f} ms"
+    intervals = [later - earlier for earlier, later in itertools.pairwise(monitor.step_times)]
+    after_checkpoint = statistics.median(interval for step, interval in enumerate(intervals, 1) if step % 4 == 0)
+    after_other_step = statistics.median(interval for step, interval in enumerate(intervals, 1) if step % 4)
+    result = harness.compare(config, uninterrupted, monitor)
+    result.note = (
+        f"written {SLOW_SECONDS:.0f} s after the last step; a checkpoint delays training by "
+        f"{(after_checkpoint - after_other_step) * 1000:.0f} ms"
     )
-    return found
+    return result
 
 
-def shard_of(checkpoint: Path) -> Path:
-    """A file of optimizer state."""
+def find_optimizer_shard(checkpoint: Path) -> Path:
     return next(checkpoint.rglob("*rank_1_*optim_states.pt"))
 
 
-def truncate(path: Path) -> None:
+def truncate_file(path: Path) -> None:
     path.write_bytes(path.read_bytes()[:-7])
 
 
-def flip(path: Path) -> None:
+def flip_bit(path: Path) -> None:
     content = bytearray(path.read_bytes())
     content[len(content) // 2] ^= 1
     path.write_bytes(content)
 
 
-def flip_all(train: Path) -> None:
-    for checkpoint in train.glob("checkpoint-*"):
-        flip(shard_of(checkpoint))
+def flip_all(checkpoint_dir: Path) -> None:
+    for checkpoint in checkpoint_dir.glob("checkpoint-*"):
+        flip_bit(find_optimizer_shard(checkpoint))
 
 
-def empty_manifests(train: Path) -> None:
-    for path in train.glob("checkpoint-*/manifest-*.json"):
+def empty_manifests(checkpoint_dir: Path) -> None:
+    for path in checkpoint_dir.glob("checkpoint-*/manifest-*.json"):
         path.write_bytes(b"")
 
 
-def remove_all(train: Path) -> None:
-    for checkpoint in train.glob("checkpoint-*"):
+def remove_all(checkpoint_dir: Path) -> None:
+    for checkpoint in checkpoint_dir.glob("checkpoint-*"):
         shutil.rmtree(checkpoint)

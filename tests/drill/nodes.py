@@ -1,4 +1,4 @@
-"""Nodes that go away under the workers, on a cluster of raylets."""
+"""Nodes that are lost under the workers, on a cluster of several nodes on this machine."""
 
 import threading
 import time
@@ -11,119 +11,119 @@ from ray.core.generated import autoscaler_pb2
 
 from instruct_ray.data.packs.dataset import find_packs
 from instruct_ray.run.folder import RunFolder
-from tests.drill.lab import NODE, Figures, Lab
-from tests.drill.watch import lines_of
+from tests.drill.harness import NODE, CaseResult, DrillHarness
+from tests.drill.monitor import read_metrics
 
-# Each node has room for one worker.
-WIDE = {"cpus_per_worker": 2}
+# Each node has room for one worker of this size.
+ONE_WORKER_PER_NODE = {"cpus_per_worker": 2}
 DRAIN_SECONDS = 15.0
 
 
-def node_lost_with_a_spare(lab: Lab) -> Figures:
-    """A worker's node is gone and a third one is there."""
-    with lab.nodes(3) as cluster:
-        whole = lab.whole(**WIDE)
-        config = lab.start("spare", **WIDE)
-        with lab.watch(config) as watch:
-            watch.at(15, lambda: remove_a_workers_node(cluster))
-            lab.run(config)
-        return lab.compared(config, whole, watch)
+def lose_node_with_spare(harness: DrillHarness) -> CaseResult:
+    """The node of a worker is lost, and a third node is free."""
+    with harness.node_cluster(3) as cluster:
+        uninterrupted = harness.train_uninterrupted(**ONE_WORKER_PER_NODE)
+        config = harness.prepare_run("spare", **ONE_WORKER_PER_NODE)
+        with harness.monitor(config) as monitor:
+            monitor.cause_at(15, lambda: remove_node_of_a_worker(cluster))
+            harness.train(config)
+        return harness.compare(config, uninterrupted, monitor)
 
 
-def node_lost_without_a_spare(lab: Lab) -> Figures:
-    """A worker's node is gone and no other is there: the run says what it waits for until one comes."""
-    with lab.nodes(2) as cluster:
-        whole = lab.whole(**WIDE)
-        config = lab.start("no-spare", **WIDE)
-        lab.log.clear()
-        is_over = threading.Event()
+def lose_node_without_spare(harness: DrillHarness) -> CaseResult:
+    """The node of a worker is lost, and no node is free: the run reports what it waits for until a node joins."""
+    with harness.node_cluster(2) as cluster:
+        uninterrupted = harness.train_uninterrupted(**ONE_WORKER_PER_NODE)
+        config = harness.prepare_run("no-spare", **ONE_WORKER_PER_NODE)
+        harness.status_messages.clear()
+        has_ended = threading.Event()
         try:
-            with lab.watch(config) as watch:
-                watch.at(15, lambda: remove_a_workers_node(cluster))
-                in_background(lambda: add_a_node_when_asked(cluster, lab, is_over))
-                lab.run(config)
+            with harness.monitor(config) as monitor:
+                monitor.cause_at(15, lambda: remove_node_of_a_worker(cluster))
+                start_thread(lambda: add_node_once_the_run_waits(cluster, harness, has_ended))
+                harness.train(config)
         finally:
-            is_over.set()
-        found = lab.compared(config, whole, watch)
-        found.says = next(line for line in lab.log if line.startswith("waiting for nodes"))
-        return found
+            has_ended.set()
+        result = harness.compare(config, uninterrupted, monitor)
+        result.note = next(message for message in harness.status_messages if message.startswith("waiting for nodes"))
+        return result
 
 
-def elastic(lab: Lab) -> Figures:
-    """`num_workers: [1, 2]`, a worker's node is gone and no other is there: one rank goes on with the rows that are
-    left."""
-    with lab.nodes(2) as cluster:
-        whole = lab.whole(**WIDE, precision="fp32")
-        config = lab.start("elastic", **WIDE, precision="fp32", num_workers=[1, 2])
-        with lab.watch(config) as watch:
-            watch.at(15, lambda: remove_a_workers_node(cluster))
-            lab.run(config)
-        found = lab.figures(config, watch)
-    lines, expected = (lines_of(RunFolder.from_config(each).metrics_file) for each in (config, whole))
-    assert [line["examples"] for line in lines] == [line["examples"] for line in expected]
-    assert [line["num_trained"] for line in lines] == [line["num_trained"] for line in expected]
-    assert (
-        sum(line["examples"] for line in lines)
-        == config.train.epochs * find_packs(RunFolder.from_config(config)).num_examples
+def lose_node_of_elastic_run(harness: DrillHarness) -> CaseResult:
+    """The node of a worker is lost, no node is free, and `num_workers: [1, 2]`: the run resumes with one worker."""
+    with harness.node_cluster(2) as cluster:
+        uninterrupted = harness.train_uninterrupted(**ONE_WORKER_PER_NODE, precision="fp32")
+        config = harness.prepare_run("elastic", **ONE_WORKER_PER_NODE, precision="fp32", num_workers=[1, 2])
+        with harness.monitor(config) as monitor:
+            monitor.cause_at(15, lambda: remove_node_of_a_worker(cluster))
+            harness.train(config)
+        result = harness.measure(config, monitor)
+    folder = RunFolder.from_config(config)
+    metrics = read_metrics(folder.metrics_file)
+    expected_metrics = read_metrics(RunFolder.from_config(uninterrupted).metrics_file)
+    for key in ("examples", "num_trained"):
+        assert [step[key] for step in metrics] == [step[key] for step in expected_metrics]
+    assert sum(step["examples"] for step in metrics) == config.train.epochs * find_packs(folder).num_examples
+    difference = max(
+        abs(step["loss"] / expected["loss"] - 1) for step, expected in zip(metrics, expected_metrics, strict=True)
     )
-    difference = max(abs(line["loss"] / other["loss"] - 1) for line, other in zip(lines, expected, strict=True))
     assert difference < 1e-4, difference
-    assert "with another number of workers" in RunFolder.from_config(config).path.joinpath("notices.jsonl").read_text()
-    found.says = f"2 ranks, then 1; every row once an epoch; losses within {difference:.0e} of the uninterrupted run"
-    return found
+    assert "with another number of workers" in folder.events_file.read_text()
+    result.note = f"2 ranks, then 1; every row once per epoch; losses within {difference:.0e} of the uninterrupted run"
+    return result
 
 
-def node_drained(lab: Lab) -> Figures:
-    """A node is taken away with notice: a checkpoint is made for it, and max_failures=0 is not touched."""
-    with lab.nodes(3) as cluster:
-        # No checkpoint but those made because of the notice.
-        train = {**WIDE, "epochs": 150, "checkpoint_every": 10**6}
-        whole = lab.whole(**train)
-        config = lab.start("drained", **train, max_failures=0)
-        with lab.watch(config) as watch:
-            watch.at(15, lambda: in_background(lambda: drain_a_workers_node(cluster)))
-            lab.run(config)
-        found = lab.compared(config, whole, watch)
-        found.seconds_to_next_step = []
-    return found
+def drain_node(harness: DrillHarness) -> CaseResult:
+    """The node of a worker is drained with notice: a checkpoint is saved first, and `max_failures=0` suffices."""
+    with harness.node_cluster(3) as cluster:
+        # The only checkpoints are the one before the drain and the last one.
+        train = {**ONE_WORKER_PER_NODE, "epochs": 150, "checkpoint_every": 10**6}
+        uninterrupted = harness.train_uninterrupted(**train)
+        config = harness.prepare_run("drained", **train, max_failures=0)
+        with harness.monitor(config) as monitor:
+            monitor.cause_at(15, lambda: start_thread(lambda: drain_node_of_a_worker(cluster)))
+            harness.train(config)
+        result = harness.compare(config, uninterrupted, monitor)
+        result.seconds_to_next_step = []
+    return result
 
 
-def remove_a_workers_node(cluster: Cluster) -> None:
-    """As a machine that is switched off."""
-    cluster.remove_node(a_workers_node(cluster), allow_graceful=False)
+def remove_node_of_a_worker(cluster: Cluster) -> None:
+    """Remove a node without notice, as if its machine were switched off."""
+    cluster.remove_node(find_node_of_a_worker(cluster), allow_graceful=False)
 
 
-def drain_a_workers_node(cluster: Cluster) -> None:
-    """As a spot machine: notice, then the end."""
-    node = a_workers_node(cluster)
+def drain_node_of_a_worker(cluster: Cluster) -> None:
+    """Remove a node some time after a notice, like a spot machine."""
+    node = find_node_of_a_worker(cluster)
     gcs = ray._raylet.GcsClient(address=cluster.address)
     reason = autoscaler_pb2.DrainNodeReason.Value("DRAIN_NODE_REASON_PREEMPTION")
-    accepted, why = gcs.drain_node(node.node_id, reason, "drill", int((time.time() + DRAIN_SECONDS) * 1000))
-    assert accepted, why
-    # Ray takes the workers down at the deadline.
+    is_accepted, message = gcs.drain_node(node.node_id, reason, "drill", int((time.time() + DRAIN_SECONDS) * 1000))
+    assert is_accepted, message
+    # Ray stops the workers at the deadline.
     time.sleep(DRAIN_SECONDS + 2)
     cluster.remove_node(node, allow_graceful=False)
 
 
-def a_workers_node(cluster: Cluster) -> ray._private.node.Node:
-    """A node that holds one; the head has no room for any."""
-    used = [node for node in cluster.worker_nodes if free_cpus(node.node_id) < 1]
-    return used[-1]
+def find_node_of_a_worker(cluster: Cluster) -> ray._private.node.Node:
+    """A node that holds a worker. The head has no room for one."""
+    used_nodes = [node for node in cluster.worker_nodes if count_free_cpus(node.node_id) < 1]
+    return used_nodes[-1]
 
 
-def free_cpus(node_id: str) -> float:
+def count_free_cpus(node_id: str) -> float:
     return float(ray._private.state.available_resources_per_node().get(node_id, {}).get("CPU", 0.0))
 
 
-def add_a_node_when_asked(cluster: Cluster, lab: Lab, is_over: threading.Event) -> None:
-    while not any(line.startswith("waiting for nodes") for line in lab.log):
+def add_node_once_the_run_waits(cluster: Cluster, harness: DrillHarness, has_ended: threading.Event) -> None:
+    while not any(message.startswith("waiting for nodes") for message in harness.status_messages):
         time.sleep(0.1)
-    # Ray wants to handle SIGTERM, which only a main thread may; the node goes with the cluster.
+    # Ray sets a SIGTERM handler, which only the main thread may do. The node is removed with the cluster.
     with patch("ray._private.utils.set_sigterm_handler"):
         cluster.add_node(**NODE)
-    # Ray's processes end with the thread that started them.
-    is_over.wait()
+    # The processes of the node end together with the thread that started them.
+    has_ended.wait()
 
 
-def in_background(work: Callable[[], None]) -> None:
-    threading.Thread(target=work, daemon=True).start()
+def start_thread(function: Callable[[], None]) -> None:
+    threading.Thread(target=function, daemon=True).start()

@@ -105,4 +105,4 @@ def test_stopped_run_loses_no_step(
     weights = load_weights(stopped)
     assert all(torch.equal(weights[name], tensor) for name, tensor in load_weights(uninterrupted).items())
     assert not (folder.path / ".stop").exists()
-    assert not (folder.path / ".lease").exists()
+    assert not (folder.path / ".lock").exists()
