@@ -8,7 +8,9 @@ from pydantic.functional_validators import BeforeValidator
 
 from instruct_ray.config.section import Section
 
-ColumnName = Literal["id", "instruction", "input", "output", "system", "history", "messages", "conversations"]
+ColumnName = Literal[
+    "id", "instruction", "input", "output", "system", "history", "messages", "conversations", "prompt", "completion",
+]  # fmt: skip
 
 
 def _is_uri(path: str) -> bool:
@@ -25,7 +27,7 @@ class SourceConfig(Section):
     environment of every node (`AWS_ACCESS_KEY_ID`, ...) or from a role. For an S3-compatible server set
     `AWS_ENDPOINT_URL`, or put it in the URI, which reaches all nodes:
     `s3://bucket/key?endpoint_override=http://host:9000&region=us-east-1`."""
-    format: Literal["auto", "triples", "messages", "sharegpt"] = "auto"
+    format: Literal["auto", "triples", "messages", "sharegpt", "prompt_completion"] = "auto"
     """Format of the rows; `auto` detects it from the column names."""
     columns: dict[ColumnName, str] = Field(default_factory=dict)
     """Column names of the source where they differ from the expected ones: `{instruction: question, output: answer}`.

@@ -10,7 +10,7 @@ from functools import partial
 from typing import Any
 
 from instruct_ray.config.data import ColumnName, SourceConfig
-from instruct_ray.data.sources.chat_rows import parse_chat
+from instruct_ray.data.sources.chat_rows import parse_chat, parse_chat_prompt
 from instruct_ray.data.sources.records import RowError
 from instruct_ray.data.sources.row_fields import RowFields, check_text, short_repr
 from instruct_ray.data.sources.triple import Triple
@@ -93,11 +93,25 @@ def _parse_history(fields: RowFields) -> tuple[tuple[str, str], ...]:
     return tuple((user, assistant) for user, assistant in turns)
 
 
+def _parse_prompt_completion(fields: RowFields, row_id: str, needs_output: bool) -> Triple:
+    if isinstance(fields["prompt"], list):
+        return parse_chat_prompt(fields, row_id, needs_output)
+    return Triple(
+        row_id,
+        fields.require_text("prompt", "nothing to ask"),
+        "",
+        fields.require_text("completion", "nothing to train on") if needs_output else "",
+        fields.optional_text("system") or None,
+    )
+
+
 TRIPLES = RowFormat("triples", "instruction", ("input", "output", "system", "history"), _parse_triple)
-# In the order in which `auto` tries them. Chats are first: their rows may have an `instruction` column too.
+# In the order in which `auto` tries them. Chats are first: their rows may have an `instruction` column too. Prompts are
+# last: rows of all other formats may have a `prompt` column too.
 _FORMATS = (
     RowFormat("messages", "messages", ("system",), partial(parse_chat, column="messages")),
     RowFormat("sharegpt", "conversations", ("system",), partial(parse_chat, column="conversations")),
     TRIPLES,
+    RowFormat("prompt_completion", "prompt", ("completion", "system"), _parse_prompt_completion),
 )
 ROW_FORMATS = {row_format.name: row_format for row_format in _FORMATS}

@@ -1,6 +1,7 @@
 """Row formats: what `auto` detects, what is parsed, and the errors of rows that can't be used."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, get_args
 
@@ -29,6 +30,10 @@ def assistant(text: object) -> dict[str, object]:
     return {"role": "assistant", "content": text}
 
 
+def system(text: object) -> dict[str, object]:
+    return {"role": "system", "content": text}
+
+
 CHAT = [user("a"), assistant("b"), user("c"), assistant("d")]
 AS_TRIPLE = Triple("0:7", "c", "", "d", None, (("a", "b"),))
 
@@ -45,8 +50,8 @@ AS_TRIPLE = Triple("0:7", "c", "", "d", None, (("a", "b"),))
             Triple("0:7", "Rate", "x", "High", "Be brief.", (("a", "b"),)),
         ),
         ({"messages": CHAT}, AS_TRIPLE),
-        ({"messages": [{"role": "system", "content": "s"}, *CHAT[2:]]}, Triple("0:7", "c", "", "d", "s")),
-        ({"messages": [{"role": "system", "content": ""}, *CHAT[2:]]}, Triple("0:7", "c", "", "d")),
+        ({"messages": [system("s"), *CHAT[2:]]}, Triple("0:7", "c", "", "d", "s")),
+        ({"messages": [system(""), *CHAT[2:]]}, Triple("0:7", "c", "", "d")),
         ({"messages": CHAT[2:], "system": "s"}, Triple("0:7", "c", "", "d", "s")),
         (
             {"messages": [user([{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]), assistant("c")]},
@@ -66,6 +71,16 @@ AS_TRIPLE = Triple("0:7", "c", "", "d", None, (("a", "b"),))
         # Tables store the keys of both kinds of turns.
         ({"messages": [{"from": None, "value": None, **turn} for turn in CHAT], "instruction": None}, AS_TRIPLE),
         ({"conversations": [{"role": None, "content": None, "from": "human", "value": "a"}, assistant("b")]}, None),
+        ({"prompt": "a", "completion": " b"}, Triple("0:7", "a", "", " b")),
+        ({"prompt": "a", "completion": "b", "system": "s", "id": 7, "input": "x"}, Triple("7", "a", "", "b", "s")),
+        ({"prompt": CHAT[:3], "completion": CHAT[3:]}, AS_TRIPLE),
+        ({"prompt": [system("s"), *CHAT[:3]], "completion": CHAT[3:]}, replace(AS_TRIPLE, system="s")),
+        ({"prompt": [system("s"), CHAT[2]], "completion": CHAT[3:], "system": "t"}, Triple("0:7", "c", "", "d", "s")),
+        ({"prompt": CHAT[2:3], "completion": CHAT[3:], "system": "t"}, Triple("0:7", "c", "", "d", "t")),
+        # Rows of other formats may have a prompt too, and tables have all columns.
+        ({**GOOD, "prompt": "a", "completion": "b"}, Triple("0:7", "Rate", "x", "High")),
+        ({"messages": CHAT, "prompt": "a"}, AS_TRIPLE),
+        ({"messages": None, "instruction": None, "prompt": "a", "completion": "b"}, None),
     ],
 )
 def test_auto_detects_formats_by_columns(row: dict[str, object], expected: Triple | None) -> None:
@@ -78,17 +93,20 @@ def test_table_has_all_formats_and_columns_of_the_config() -> None:
 
 
 def test_named_format_reads_only_its_columns() -> None:
-    row = {**GOOD, "messages": CHAT, "conversations": CHAT[2:]}
+    row = {**GOOD, "messages": CHAT, "conversations": CHAT[2:], "prompt": "a", "completion": "b"}
     assert parse(row, format="triples").output == "High"
     assert parse(row, format="messages") == AS_TRIPLE
     assert parse(row, format="sharegpt") == Triple("0:7", "c", "", "d")
+    assert parse(row, format="prompt_completion") == Triple("0:7", "a", "", "b")
     with pytest.raises(RowError, match="has no messages, only 'instruction', 'input', 'output'"):
         parse(GOOD, format="messages")
+    with pytest.raises(RowError, match="has no prompt, only 'instruction', 'input', 'output'"):
+        parse(GOOD, format="prompt_completion")
 
 
 INVALID_ROWS: list[tuple[object, str, str]] = [
     ({"instruction": "a", "input": "b"}, "missing_field", "has no output, only 'instruction', 'input'"),
-    ({"prompt": "a", "completion": "b"}, "missing_field", "has no instruction, only 'prompt', 'completion'"),
+    ({"question": "a", "answer": "b"}, "missing_field", "has no instruction, only 'question', 'answer'"),
     ({}, "missing_field", "has no instruction$"),
     ({**GOOD, "instruction": None}, "missing_field", "has no instruction"),
     ({**GOOD, "output": " \n\t"}, "empty_field", "has an empty output: nothing to train on"),
@@ -112,7 +130,7 @@ INVALID_ROWS: list[tuple[object, str, str]] = [
     ({"messages": CHAT[:3]}, "no_answer", "last turn is not the assistant's"),
     ({"messages": CHAT[1:]}, "roles", "do not alternate user and assistant, starting with user"),
     ({"messages": [CHAT[0], *CHAT]}, "roles", "do not alternate"),
-    ({"messages": [*CHAT[:2], {"role": "system", "content": "s"}, *CHAT[2:]]}, "roles", "do not alternate"),
+    ({"messages": [*CHAT[:2], system("s"), *CHAT[2:]]}, "roles", "do not alternate"),
     (
         {"messages": [user("a"), {"role": "tool", "content": "b"}, assistant("c")]},
         "roles",
@@ -135,6 +153,26 @@ INVALID_ROWS: list[tuple[object, str, str]] = [
     ({"messages": [user("a\x00"), assistant("a")]}, "control_character", "NUL character in a turn in messages"),
     ({"messages": "hello"}, "wrong_type", "has messages that is not a list of turns"),
     ({"messages": ["hello"]}, "wrong_type", "has messages that is not a list of turns"),
+    ({"prompt": "a", "chosen": "b"}, "missing_field", "has no completion, only 'prompt', 'chosen'"),
+    ({"prompt": "a", "completion": None}, "missing_field", "has no completion"),
+    ({"prompt": " ", "completion": "b"}, "empty_field", "has an empty prompt: nothing to ask"),
+    ({"prompt": "a", "completion": "\n"}, "empty_field", "has an empty completion: nothing to train on"),
+    ({"prompt": 3, "completion": "b"}, "wrong_type", "has prompt that is int 3, not text"),
+    ({"prompt": "a", "completion": CHAT[3:]}, "wrong_type", "has completion that is list .*, not text"),
+    ({"prompt": CHAT[:3], "completion": "d"}, "wrong_type", "has completion that is not a list of turns"),
+    ({"prompt": ["a"], "completion": CHAT[3:]}, "wrong_type", "has prompt that is not a list of turns"),
+    ({"prompt": CHAT[:3]}, "missing_field", "has no completion, only 'prompt'"),
+    ({"prompt": [], "completion": CHAT[3:]}, "roles", "has prompt whose last turn is not the user's: nothing to ask"),
+    ({"prompt": [system("s")], "completion": CHAT[3:]}, "roles", "has prompt whose last turn is not the user's"),
+    ({"prompt": CHAT[:2], "completion": CHAT[3:]}, "roles", "has prompt whose last turn is not the user's"),
+    ({"prompt": CHAT[1:3], "completion": CHAT[3:]}, "roles", "has prompt whose turns do not alternate"),
+    ({"prompt": [user("a"), system("s"), user("c")], "completion": CHAT[3:]}, "roles", "has prompt whose turns do not"),
+    ({"prompt": CHAT[:3], "completion": []}, "roles", "has completion that is not one turn, the assistant's"),
+    ({"prompt": CHAT[:1], "completion": CHAT[1:]}, "roles", "has completion that is not one turn, the assistant's"),
+    ({"prompt": CHAT[:1], "completion": CHAT[2:3]}, "roles", "has completion that is not one turn, the assistant's"),
+    ({"prompt": [user(" ")], "completion": CHAT[3:]}, "empty_field", "has an empty turn in prompt"),
+    ({"prompt": CHAT[:3], "completion": [assistant(" ")]}, "empty_field", "has an empty turn in completion"),
+    ({"prompt": CHAT[:3], "completion": [assistant(None)]}, "wrong_type", "has a turn in completion that is null"),
 ]
 
 
@@ -161,7 +199,7 @@ turns = st.lists(
         {},
         optional={
             **dict.fromkeys(("id", "instruction", "input", "output", "system", "history"), json_values),
-            **dict.fromkeys(("messages", "conversations"), turns | json_values),
+            **dict.fromkeys(("messages", "conversations", "prompt", "completion"), turns | json_values),
         },
     )
 )
@@ -198,6 +236,23 @@ def test_chat_columns_can_be_renamed() -> None:
     assert parse(row, columns={"conversations": "dialog"}, format="sharegpt") == AS_TRIPLE
 
 
+@pytest.mark.parametrize(
+    ("row", "expected"),
+    [
+        ({"question": "a", "prompt": "not this", "answer": "b"}, Triple("0:7", "a", "", "b")),
+        ({"question": CHAT[:3], "answer": CHAT[3:]}, AS_TRIPLE),
+    ],
+)
+def test_prompt_and_completion_can_be_renamed(tmp_path: Path, row: dict[str, Any], expected: Triple) -> None:
+    path = tmp_path / "a.parquet"
+    pq.write_table(pa.Table.from_pylist([row]), path)
+    columns = {"prompt": "question", "completion": "answer"}
+    [record] = read_all_records(path, columns=columns)
+    assert parse(record.value, columns=columns) == expected
+    with pytest.raises(RowError, match="has no reply, only 'question', 'answer'"):
+        parse({"question": "a", "answer": "b"}, columns={**columns, "completion": "reply"})
+
+
 @pytest.mark.parametrize("row", [{**GOOD, "output": 7}, {"instruction": "Rate", "input": "x"}, {**GOOD, "output": ""}])
 def test_output_is_ignored_if_not_needed(row: dict[str, Any]) -> None:
     triple = parse_row({**row, "id": None}, "0:7", make_data_config("x").sources[0], needs_output=False)
@@ -213,7 +268,30 @@ def test_last_user_message_is_the_prompt_if_no_output_is_needed(chat: list[dict[
 
 
 @pytest.mark.parametrize(
-    "row", [{"messages": []}, {"messages": [assistant("a")]}, {"messages": [user(" ")]}, {"input": "x"}]
+    ("row", "expected"),
+    [
+        ({"prompt": "a"}, Triple("0:7", "a", "", "")),
+        ({"prompt": "a", "completion": 7}, Triple("0:7", "a", "", "")),
+        ({"prompt": CHAT[:3]}, replace(AS_TRIPLE, output="")),
+        ({"prompt": CHAT[:3], "completion": "d"}, replace(AS_TRIPLE, output="")),
+    ],
+)
+def test_completion_is_ignored_if_no_output_is_needed(row: dict[str, Any], expected: Triple) -> None:
+    assert parse_row(row, "0:7", make_data_config("x").sources[0], needs_output=False) == expected
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"messages": []},
+        {"messages": [assistant("a")]},
+        {"messages": [user(" ")]},
+        {"input": "x"},
+        {"prompt": ""},
+        {"prompt": []},
+        {"prompt": CHAT[:2]},
+        {"prompt": [user(" ")]},
+    ],
 )
 def test_missing_prompt_is_an_error_even_if_no_output_is_needed(row: dict[str, Any]) -> None:
     with pytest.raises(RowError):
