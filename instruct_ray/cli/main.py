@@ -41,7 +41,7 @@ def prepare(config_file: ConfigFile, overrides: Overrides = None) -> None:
 
 @app.command(rich_help_panel=STAGES)
 def tune(config_file: ConfigFile, overrides: Overrides = None) -> None:
-    """Train the packs and export the model. Rerun it to resume."""
+    """Fine-tune on the packs and export the model. Rerun it to resume."""
     from instruct_ray.cli.stages.tune import run_tune  # noqa: PLC0415
 
     _run(run_tune, config_file, overrides)

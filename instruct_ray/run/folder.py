@@ -8,6 +8,9 @@ from instruct_ray.config.schema import Config
 # A file in a model folder: base model, packs, contract and MLflow run that the model was made from.
 MODEL_METADATA_FILE = "instruct_ray.json"
 
+# In a run's validation folder: one line per validated checkpoint.
+VALIDATION_SCORES_FILE = "scores.jsonl"
+
 
 @dataclass(frozen=True)
 class RunFolder:
@@ -58,7 +61,7 @@ class RunFolder:
     @property
     def validation_scores_file(self) -> Path:
         """Validation results: one JSON line per checkpoint."""
-        return self.validation_dir / "scores.jsonl"
+        return self.validation_dir / VALIDATION_SCORES_FILE
 
     @property
     def model_dir(self) -> Path:

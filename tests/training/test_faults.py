@@ -1,5 +1,7 @@
-"""Cases of the fault drill whose results are required. `tests.drill` runs them in its own process, since it starts and
-breaks clusters."""
+"""The cases of the fault drill that must pass.
+
+`tests.drill` runs them in its own process, since it starts and breaks Ray clusters.
+"""
 
 import json
 import subprocess
@@ -99,7 +101,7 @@ def test_lost_node_is_replaced_by_a_spare_node(nodes: Reports) -> None:
 def test_run_without_a_spare_node_reports_what_it_waits_for(nodes: Reports) -> None:
     report = get_passed(nodes, "F4b")
     assert report["is_bitwise_equal"]
-    assert "2 worker(s) of 2 CPU beside 1 CPU for Ray Data can't be placed on 2 node(s)" in report["note"]
+    assert "2 worker(s) of 2 CPU plus 1 CPU for Ray Data can't be placed on 2 node(s)" in report["note"]
 
 
 def test_elastic_run_resumes_with_fewer_workers_on_the_remaining_rows(nodes: Reports) -> None:

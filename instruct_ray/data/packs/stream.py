@@ -22,7 +22,7 @@ FETCH_CPUS = 0.1
 def stream_packs(path: Path, plan: BatchPlan, start_step: int, rank: int, world_size: int) -> Iterator[list[Pack]]:
     """Stream a rank's packs step by step, in the order of the plan.
 
-    Ray Data tasks read ahead of training. Fetching task_starts before this returns, so it overlaps with other setup.
+    Ray Data tasks read ahead of training. Reading starts before this returns, so it overlaps with other setup.
     """
     steps = _read_steps(path, plan, start_step, rank, world_size)
     executor = ThreadPoolExecutor(max_workers=1)

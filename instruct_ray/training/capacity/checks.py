@@ -70,7 +70,7 @@ def _check_disk(inputs: CheckInput) -> Finding:
     exported weights.
     """
     train, storage = inputs.train, inputs.run_dir.parent
-    model_size = inputs.sizer.size_of(inputs.lora, train)
+    model_size = inputs.sizer.compute_size(inputs.lora, train)
     checkpoint = checkpoint_bytes(model_size, train)
     model = model_bytes(model_size, train, is_adapter=inputs.lora is not None)
     num_checkpoints = train.num_checkpoints + 1
@@ -89,7 +89,7 @@ def _check_disk(inputs: CheckInput) -> Finding:
 
 def _check_local_disk(inputs: CheckInput, reports: Sequence[NodeReport], placement: dict[str, int]) -> Finding:
     """Check the nodes' own disks, which hold the shards until they are moved to the storage."""
-    checkpoint = checkpoint_bytes(inputs.sizer.size_of(inputs.lora, inputs.train), inputs.train)
+    checkpoint = checkpoint_bytes(inputs.sizer.compute_size(inputs.lora, inputs.train), inputs.train)
     for report in reports:
         needed = checkpoint * placement[report.node.id] // inputs.train.min_workers
         if report.problem is None and needed > report.local_disk:

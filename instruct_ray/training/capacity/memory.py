@@ -16,7 +16,7 @@ the buffers of DeepSpeed 0.19 (runtime/zero/stage_1_and_2.py, stage3.py).
 from dataclasses import dataclass
 
 from instruct_ray.config.train import TrainConfig
-from instruct_ray.training.distributed.optimizer import uses_torch_optimizer
+from instruct_ray.training.distributed.deepspeed_config import uses_torch_optimizer
 
 GIB = 2**30
 BYTES_PER_PARAMETER = {"bf16": 2, "fp32": 4}

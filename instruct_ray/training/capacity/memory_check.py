@@ -128,7 +128,7 @@ def _offloading_alternatives(lora: LoraConfig | None, train: TrainConfig) -> Ite
 
 
 def _estimate(inputs: CheckInput, lora: LoraConfig | None, train: TrainConfig) -> MemoryEstimate:
-    return estimate_memory(inputs.sizer.size_of(lora, train), train, train.min_workers)
+    return estimate_memory(inputs.sizer.compute_size(lora, train), train, train.min_workers)
 
 
 def _format_parts(sizes: dict[str, int]) -> str:

@@ -43,7 +43,7 @@ class ModelSizer:
         pack = PackShape(1, pack_tokens, pack_tokens, pack_tokens)
         return cls(hf_config, _packed_attn_implementation(hf_config, train), pack)
 
-    def size_of(self, lora: LoraConfig | None, train: TrainConfig) -> ModelSize:
+    def compute_size(self, lora: LoraConfig | None, train: TrainConfig) -> ModelSize:
         """Compute the sizes for training with this config; of `train`, precision and checkpointing matter."""
         key = (lora, train.precision, train.activation_checkpointing)
         if key not in self._sizes:

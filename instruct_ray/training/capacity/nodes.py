@@ -1,4 +1,4 @@
-"""driver: finds the nodes of the cluster, what they have, and whether each of them sees the storage of the run."""
+"""driver: probes the nodes of the cluster, by one Ray task each: what they have, and whether they see the storage."""
 
 import shutil
 import subprocess

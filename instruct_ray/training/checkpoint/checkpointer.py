@@ -1,4 +1,4 @@
-"""worker, all ranks: saves checkpoints while training goes on, and restores the newest one that is intact."""
+"""worker, all ranks: saves checkpoints in the background, and restores the newest one that is intact."""
 
 import hashlib
 import shutil
@@ -56,7 +56,7 @@ class SaveResult:
 
 
 class Checkpointer:
-    """Saves and restores one rank's part of the checkpoints; all ranks make the same calls."""
+    """Saves and restores one rank's part of the checkpoints. Every public method is collective."""
 
     def __init__(
         self, checkpoint_dir: Path, contract_digest: str, rank: int, world_size: int, device: torch.device
@@ -109,7 +109,7 @@ class Checkpointer:
         name = checkpoint_dir_name(step, self._attempt)
         shards = self._local / step_tag(step)
         engine.save(shards, step_tag(step))
-        if shortage := self._find_shortage(shards):
+        if shortage := self._find_disk_shortage(shards):
             shutil.rmtree(shards)
             return SaveResult(None, f"no checkpoint at step {step}: {shortage}")
 
@@ -132,7 +132,7 @@ class Checkpointer:
         problems = gather_objects(find_corruption(folder, self._rank, self._world_size))
         return next((problem for problem in problems if problem is not None), None)
 
-    def _find_shortage(self, shards: Path) -> str | None:
+    def _find_disk_shortage(self, shards: Path) -> str | None:
         """Why the storage has no room for the shards of all ranks, the same on every rank; None if it has."""
         num_bytes = sum(path.stat().st_size for path in shards.rglob("*") if path.is_file())
         # The free space is negated, so that the maximum over the ranks finds the smallest.

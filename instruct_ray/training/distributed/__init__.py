@@ -1,1 +1,1 @@
-"""DeepSpeed and the collectives of the ranks."""
+"""DeepSpeed integration and collectives."""

@@ -3,7 +3,14 @@
 from typing import Any
 
 from instruct_ray.config.train import TrainConfig
-from instruct_ray.training.distributed.optimizer import uses_torch_optimizer
+
+
+def uses_torch_optimizer(train: TrainConfig) -> bool:
+    """Whether torch's optimizer works on the model's own weights and gradients: not sharded, not mixed precision.
+
+    DeepSpeed can clip these gradients, but does not report their norm, so the engine clips them.
+    """
+    return train.zero_stage == 0 and train.precision == "fp32"
 
 
 def build_deepspeed_config(

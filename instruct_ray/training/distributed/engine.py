@@ -9,19 +9,18 @@ from torch import Tensor, nn
 from torch.nn.utils import clip_grad_norm_
 
 from instruct_ray.config.train import TrainConfig
-from instruct_ray.training.distributed.deepspeed_config import build_deepspeed_config
+from instruct_ray.training.distributed.deepspeed_config import build_deepspeed_config, uses_torch_optimizer
 from instruct_ray.training.distributed.deepspeed_internals import (
     gather_zero3_weights,
     import_deepspeed,
     patch_zero3_overflow_check,
 )
-from instruct_ray.training.distributed.optimizer import uses_torch_optimizer
 
 
 class DeepSpeedEngine:
     """Computes gradients, updates the weights, and saves, restores and gathers them.
 
-    All ranks make the same calls: nearly every method contains collectives.
+    Every public method is collective: DeepSpeed communicates in nearly all of them.
     """
 
     def __init__(

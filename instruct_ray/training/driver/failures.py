@@ -1,4 +1,4 @@
-"""pure: the exception with which Ray Train gave up -> a message, with advice where the cause is known."""
+"""pure: Ray Train's final exception -> a message, with advice where the cause is known."""
 
 import torch
 from ray.exceptions import OutOfMemoryError

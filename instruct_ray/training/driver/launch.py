@@ -1,4 +1,4 @@
-"""driver: runs the train loop on Ray Train's workers, and returns the outcome that they agreed on."""
+"""driver: runs the train loop on Ray Train's workers, and returns their outcome."""
 
 from collections.abc import Callable
 from typing import Any
@@ -44,7 +44,7 @@ def run_ray_train(
             resources_per_worker=worker_resources(train),
         ),
         run_config=ray.train.RunConfig(
-            # Ray Train finds its state of an earlier attempt under the same name and storage path, and resumes.
+            # Under the same name and storage path Ray Train restores its bookkeeping of checkpoints; workers load them.
             name=folder.ray_train_dir.name,
             storage_path=str(folder.path),
             failure_config=ray.train.FailureConfig(max_failures=train.max_failures),

@@ -1,4 +1,4 @@
-"""pure: lines of `metrics.jsonl` -> the status line of a training."""
+"""pure: lines of `metrics.jsonl` -> the status line of a training run."""
 
 from collections import deque
 from datetime import timedelta

@@ -95,7 +95,7 @@ def _train(run: OpenRun, spec: WorkerSpec, status: Callable[[str], None], eval_f
 
     Raises:
         RuntimeError: training failed.
-        KeyboardInterrupt, SystemExit: a signal stopped the training, and a checkpoint was saved.
+        KeyboardInterrupt, SystemExit: a signal stopped training.
     """
     train = run.config.train
     workers = f"{train.min_workers} to {train.max_workers}" if train.is_elastic else train.num_workers

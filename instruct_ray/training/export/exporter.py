@@ -49,7 +49,7 @@ class Exporter:
     rank: int
 
     def verify_export_once(self, engine: DeepSpeedEngine) -> ExportResult:
-        """Write the weights, read them back, and remove them, once in a run; all ranks call it."""
+        """Write the weights, read them back, and remove them, once in a run. Collective."""
         if self._is_verified(engine):
             return ExportResult()
         result = self._write_and_read_back(engine)
@@ -58,7 +58,7 @@ class Exporter:
         return result
 
     def export(self, engine: DeepSpeedEngine) -> ExportResult:
-        """Write the weights, and read them back unless an earlier export was verified; all ranks call it."""
+        """Write the weights, and read them back unless an earlier export was verified. Collective."""
         if not self._is_verified(engine):
             return self._write_and_read_back(engine)
         state = engine.full_state_dict(only_trained=self.format != "full")

@@ -1,4 +1,4 @@
-"""pure: what a run exports."""
+"""pure: the export formats."""
 
 from typing import Literal
 

@@ -1,4 +1,4 @@
-"""worker, rank 0: reads an exported model back with plain transformers or peft, and compares tensors and logits.
+"""worker, all ranks: reads an exported model back with plain transformers or peft, and compares tensors and logits.
 
 Only `compute_logits` is called by all ranks.
 """
@@ -51,7 +51,7 @@ def first_pack_row(packs_dir: Path) -> list[int]:
 
 @torch.no_grad()
 def compute_logits(engine: DeepSpeedEngine, row: list[int], hf_config: Any, attn_implementation: str) -> Tensor:
-    """The logits of a row by the model in training, shape (T, V) on the CPU; all ranks call it.
+    """Compute the logits of a row by the model in training, shape (T, V) on the CPU. Collective.
 
     They are computed with the default attention implementation, as users of the exported model do; the model then
     returns to `attn_implementation`, which training uses.

@@ -1,4 +1,4 @@
-"""worker, rank 0: checks before training that packing does not change what the base model computes.
+"""worker, all ranks: checks before training that packing does not change what the base model computes.
 
 The check compares a few examples of the run, packed and alone, in fp32: there the two may differ by rounding only,
 while rounding in bf16 would hide a wrong mask. If they differ by more, the run trains in padded mode. Rank 0 runs the
@@ -77,7 +77,7 @@ def resolve_packing_mode(
     check_file: Path,
     device: torch.device,
 ) -> PackingCheck:
-    """The packing check of a run, the same on every rank; all ranks call it, on the process group that Ray made.
+    """Return the packing check of a run, the same on every rank. Collective.
 
     `incompatibility` is the result of `find_packing_incompatibility`. An earlier result is reused if the versions of
     the libraries match, so that a resumed run keeps its mode.

@@ -8,6 +8,7 @@ from pydantic import BaseModel, ConfigDict
 
 from instruct_ray.config.train import ValidationConfig
 from instruct_ray.files import append_json_line, atomic_write_json
+from instruct_ray.run.folder import VALIDATION_SCORES_FILE
 
 
 class ValidationResult(BaseModel):
@@ -29,7 +30,7 @@ def result_file(validation_dir: Path, step: int) -> Path:
 
 def write_result(validation_dir: Path, result: ValidationResult) -> None:
     """Write a result, and append it to the lines that are uploaded to MLflow."""
-    append_json_line(validation_dir / "scores.jsonl", result.model_dump() | {"time": time.time()})
+    append_json_line(validation_dir / VALIDATION_SCORES_FILE, result.model_dump() | {"time": time.time()})
     atomic_write_json(result_file(validation_dir, result.step), result.model_dump())
 
 

@@ -1,7 +1,7 @@
 """validation task: evaluates a checkpoint in a Ray task while training continues.
 
-The result is awaited at the next checkpoint and acted on there, however long the task takes. So a run that was killed
-in between decides like an uninterrupted one.
+The result is awaited at the next checkpoint and acted on there, whatever the speed of the task. So a run that was
+killed in between decides like an uninterrupted one.
 """
 
 import shutil

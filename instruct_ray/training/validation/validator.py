@@ -21,7 +21,7 @@ MAX_WAITS = 120
 
 
 class Validator:
-    """Validates checkpoints, one at a time. Rank 0 runs the tasks; the decisions are the same on all ranks."""
+    """Validates checkpoints, one at a time. Rank 0 runs the tasks; every public method is collective."""
 
     def __init__(self, spec: ValidationSpec, eval_fn: EvalFn, rank: int, device: torch.device) -> None:
         self._spec, self._eval_fn, self._rank, self._device = spec, eval_fn, rank, device

@@ -45,7 +45,7 @@ def train_loop_per_worker(config: dict[str, Any]) -> TrainOutcome:
 def run_worker(spec: WorkerSpec, read_packs: PackReader, eval_fn: EvalFn | None) -> TrainOutcome:
     """Train this rank's share of every step of the plan, and export the model.
 
-    A problem that a restart would meet again is returned as a failed outcome, because Ray Train restarts the workers
+    A problem that would recur after a restart is returned as a failed outcome, because Ray Train restarts the workers
     after an exception.
     """
     try:

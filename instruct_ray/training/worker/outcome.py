@@ -11,9 +11,9 @@ class Action(Enum):
     FINISH = "finish"
     """Training is complete, at the end of the plan or by early stopping: export the model."""
     INTERRUPT = "interrupt"
-    """Stop as requested; a checkpoint is made."""
+    """Stop as requested, after saving a checkpoint if the storage has room."""
     FAIL = "fail"
-    """Stop because of a problem that a restart would meet again."""
+    """Stop because of a problem that would recur after a restart."""
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class Ending(Enum):
     FINISHED = "finished"
     """The weights are exported."""
     INTERRUPTED = "interrupted"
-    """A checkpoint is committed; rerunning the same command resumes."""
+    """Stopped as requested; rerunning the same command resumes from the newest checkpoint."""
     FAILED = "failed"
 
 

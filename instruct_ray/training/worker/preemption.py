@@ -1,4 +1,4 @@
-"""worker, all ranks: detects that a node is about to be preempted, so that checkpoints are made until then."""
+"""worker, all ranks: detects that a node is about to be preempted, so that checkpoints are saved before it happens."""
 
 import math
 import time

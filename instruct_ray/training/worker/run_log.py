@@ -1,4 +1,4 @@
-"""worker, rank 0: writes a line per step to `metrics.jsonl`, and events to `events.jsonl`."""
+"""worker, all ranks: logs steps to `metrics.jsonl` and events to `events.jsonl`; a no-op except on rank 0."""
 
 import time
 from collections.abc import Mapping
@@ -14,7 +14,7 @@ from instruct_ray.training.worker.step import StepResult
 
 
 class RunLog:
-    """The log of a run. Every rank has one; only that of the writer, rank 0, does anything."""
+    """The log of a run; its methods are no-ops except on rank 0."""
 
     def __init__(self, spec: WorkerSpec, meter: MfuMeter, *, is_writer: bool) -> None:
         self._spec, self._meter, self._is_writer = spec, meter, is_writer

@@ -1,4 +1,4 @@
-"""worker, all ranks: one optimizer step on the packs of a step, and its result over all ranks."""
+"""worker, all ranks: forward, backward and update on a step's packs, with its metrics summed over all ranks."""
 
 import math
 from collections.abc import Callable, Mapping

@@ -34,7 +34,7 @@ class Votes:
 
 @dataclass
 class WorkerTrainer:
-    """Trains this rank's share of a run. All ranks make the same decisions."""
+    """Trains this rank's share of a run. All ranks make the same decisions; every method is collective."""
 
     spec: WorkerSpec
     packs: Iterator[list[Pack]]
@@ -62,7 +62,7 @@ class WorkerTrainer:
             result, votes = self._train_step(index, num_target_tokens)
             decision = self._check_losses(index + 1, result)
             if decision.action is Action.CONTINUE:
-                decision = self._checkpoint_if_due(index + 1, result, votes)
+                decision = self._finish_step(index + 1, result, votes)
             if decision.action is not Action.CONTINUE:
                 return decision
         return Decision(Action.FINISH)
@@ -98,7 +98,7 @@ class WorkerTrainer:
             return Decision(Action.FAIL, reason)
         return Decision(Action.CONTINUE)
 
-    def _checkpoint_if_due(self, step: int, result: StepResult, votes: Votes) -> Decision:
+    def _finish_step(self, step: int, result: StepResult, votes: Votes) -> Decision:
         """Make a checkpoint if one is due, and stop if requested or if validation results no longer improve."""
         is_end, is_due = step == self.spec.plan.num_steps, self.spec.is_checkpoint_due(step)
         # Otherwise there is no time to wait for validation or to verify the export: the run stops, or exports anyway.

@@ -75,7 +75,7 @@ def test_workers_use_the_estimated_memory(
     run_folder = RunFolder.from_config(config)
     hf_config = load_hf_config(resolve_base_model(config).folder)
     sizer = ModelSizer.from_packs(hf_config, None, find_packs(run_folder), config.train)
-    model_size = sizer.size_of(config.model.lora, config.train)
+    model_size = sizer.compute_size(config.model.lora, config.train)
     estimate = estimate_memory(model_size, config.train, config.train.num_workers)
     estimated_checkpoint = checkpoint_bytes(model_size, config.train)
     checkpoint = next(run_folder.ray_train_dir.glob("checkpoint-*"))
