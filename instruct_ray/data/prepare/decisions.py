@@ -1,4 +1,4 @@
-"""Records of a source file -> what becomes of each: trained on, held out, skipped or quarantined.
+"""Records of a source file -> the outcome of each: trained on, held out, skipped or quarantined.
 
 `prepare` and `preview` both decide here, so they can't disagree.
 """
@@ -20,7 +20,7 @@ from instruct_ray.data.sources.triple import Triple
 
 @dataclass(frozen=True)
 class RowDecision:
-    """What becomes of a record, as far as the record alone decides it."""
+    """The outcome of a record, as far as the record alone decides it."""
 
     row_id: str
     digest: bytes
@@ -52,7 +52,7 @@ class DuplicateFilter:
 def decide_rows(
     records: Sequence[Record], file: SourceFile, renderer: Renderer, data: DataConfig, seed: int
 ) -> list[RowDecision]:
-    """Parse and render records of a file, and decide what becomes of each.
+    """Parse and render records of a file, and decide the outcome of each.
 
     Decisions are in the order of the ledger: first the records that can't be parsed, then the others.
     """

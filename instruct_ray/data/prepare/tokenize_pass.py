@@ -115,7 +115,7 @@ class _TokenizeTask:
         self._start_block()
 
     def add(self, records: Sequence[Record]) -> None:
-        """Decide what becomes of a batch of records, and keep or count each."""
+        """Decide the outcome of each record of a batch, and keep or count it."""
         spec = self._spec
         self._result.num_read += len(records)
         for decision in decide_rows(records, self._chunk.file, self._renderer, spec.data, spec.seed):

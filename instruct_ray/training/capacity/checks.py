@@ -98,4 +98,4 @@ def _check_local_disk(inputs: CheckInput, reports: Sequence[NodeReport], placeme
                 f"workers need {format_gib(needed)}; start Ray there with --temp-dir on a larger disk"
             )
             return Finding("local disk", "error", message)
-    return Finding("local disk", "ok", f"the shards of a checkpoint ({format_gib(checkpoint)} in all) fit on the nodes")
+    return Finding("local disk", "ok", f"the shards of a checkpoint ({format_gib(checkpoint)}) fit on the nodes")

@@ -115,7 +115,7 @@ def _load(folder: Path, dtype: torch.dtype | str) -> tuple[Any, str | None]:
         output_loading_info=True,
     )
     missing = sorted(info["missing_keys"])
-    return model.eval(), f"{missing[0]} is missing ({len(missing)} in all)" if missing else None
+    return model.eval(), f"{missing[0]} is missing ({len(missing)} in total)" if missing else None
 
 
 def _missing_in_adapter(folder: Path, num_written: int) -> str | None:
@@ -127,9 +127,9 @@ def _missing_in_adapter(folder: Path, num_written: int) -> str | None:
 def _compare_names(state: dict[str, Tensor], written: dict[str, Tensor], is_adapter: bool) -> str | None:
     missing, unknown = sorted(written.keys() - state.keys()), sorted(state.keys() - written.keys())
     if missing:
-        return f"{missing[0]} is missing ({len(missing)} in all)"
+        return f"{missing[0]} is missing ({len(missing)} in total)"
     if unknown and not is_adapter:
-        return f"{unknown[0]} was not trained ({len(unknown)} in all)"
+        return f"{unknown[0]} was not trained ({len(unknown)} in total)"
     return None
 
 

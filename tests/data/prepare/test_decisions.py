@@ -1,4 +1,4 @@
-"""What becomes of a record: one decision for `prepare` and `preview`."""
+"""The outcome of a record: one decision for `prepare` and `preview`."""
 
 import json
 from collections.abc import Callable

@@ -1,4 +1,4 @@
-"""The status line of a training."""
+"""The status line of a training run."""
 
 from instruct_ray.training.driver.progress import WINDOW, Progress
 

@@ -1,4 +1,4 @@
-"""System metrics: samples of CPU, memory and GPUs while a training runs."""
+"""System metrics: samples of CPU, memory and GPUs during training."""
 
 import json
 import time
