@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 
+import hypothesis
 import pytest
 import ray
 from transformers import PreTrainedTokenizerFast
@@ -19,6 +20,10 @@ from instruct_ray.cli.stages.prepare import run_prepare
 from instruct_ray.cli.stages.tune import run_tune
 from instruct_ray.config.schema import Config
 from tests import tiny
+
+# A loaded machine is no fault of the code.
+hypothesis.settings.register_profile("no_deadline", deadline=None)
+hypothesis.settings.load_profile("no_deadline")
 
 
 @pytest.fixture(scope="session")

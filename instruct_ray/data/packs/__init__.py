@@ -1,1 +1,1 @@
-"""Packs: prefix trees of examples, the dataset on disk, the order they are trained in, and their stream."""
+"""Packs: prefix trees of examples, the dataset on disk, the training order, and their stream."""

@@ -18,7 +18,7 @@ class FittedRow:
     """A row whose examples are within the limits."""
 
     triple: Triple
-    """The row as it is trained: its input may be truncated."""
+    """The row as it is trained on: its input may be truncated."""
     original: Triple
     """The row as in the source. It decides the split, so that rows with the same input are in one split even if their
     inputs are truncated to different lengths."""

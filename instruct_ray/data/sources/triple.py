@@ -25,7 +25,7 @@ class Triple:
     system: str | None = None
     """System message of this row, in place of `data.system_prompt`."""
     history: tuple[tuple[str, str], ...] = ()
-    """Earlier (user, assistant) turns; their answers are trained as well."""
+    """Earlier (user, assistant) turns; their answers are targets too."""
 
     @classmethod
     def load(cls, values: Mapping[str, Any]) -> "Triple":
