@@ -9,7 +9,7 @@ from pydantic import ValidationError
 
 from instruct_ray.config.errors import format_validation_error
 from instruct_ray.config.schema import Config
-from instruct_ray.errors import InputError
+from instruct_ray.errors import InputError, one_line
 
 
 def load_config(path: Path, overrides: Sequence[str] = ()) -> Config:
@@ -23,7 +23,7 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> Config:
     try:
         raw = yaml.safe_load(path.read_text())
     except yaml.YAMLError as error:
-        raise InputError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from error
+        raise InputError(f"{path}: not valid YAML: {one_line(error)}") from error
     if not isinstance(raw, dict):
         raise InputError(f"{path}: not a mapping of sections")
     for override in overrides:

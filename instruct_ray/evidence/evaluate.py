@@ -12,7 +12,6 @@ import ray
 from instruct_ray.config.schema import Config
 from instruct_ray.data.open_run import OpenRun, open_run
 from instruct_ray.data.prepare.source_changes import check_sources_unchanged
-from instruct_ray.data.rendering.contract import CONTRACT_FILE
 from instruct_ray.data.rendering.renderer import Renderer, load_renderer
 from instruct_ray.data.sources.triple import Triple
 from instruct_ray.errors import InputError
@@ -21,7 +20,7 @@ from instruct_ray.evidence.metrics import contains_expected, fraction, is_exact
 from instruct_ray.files import atomic_write_json, atomic_write_text
 from instruct_ray.inference.engine import Completion, SamplingParams
 from instruct_ray.inference.engine_actor import start_engine_actor
-from instruct_ray.run.folder import RunFolder
+from instruct_ray.run.folder import CONTRACT_FILE, RunFolder
 
 # Prompts per call of the engine actor: a few batches, so that progress is shown between calls.
 PROMPTS_PER_CALL = 32

@@ -10,10 +10,9 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from instruct_ray.base_model.digest import folder_digest
 from instruct_ray.base_model.resolve import ADAPTER_CONFIG
-from instruct_ray.data.rendering.contract import CONTRACT_FILE
 from instruct_ray.errors import InputError
 from instruct_ray.files import sha256_file
-from instruct_ray.run.folder import MODEL_METADATA_FILE
+from instruct_ray.run.folder import CONTRACT_FILE, MODEL_METADATA_FILE
 
 # Besides the weights, the files that decide what a model generates.
 CONFIG_FILES = (CONTRACT_FILE, "config.json", "generation_config.json")

@@ -2,9 +2,10 @@
 
 from pathlib import Path
 
-from instruct_ray.data.rendering.contract import CONTRACT_FILE, PromptContract
+from instruct_ray.data.rendering.contract import PromptContract
 from instruct_ray.errors import InputError
 from instruct_ray.files import atomic_directory
+from instruct_ray.run.folder import CONTRACT_FILE
 from instruct_ray.tracking.registry_reader import ModelVersion, RegistryReader
 
 # Alias of the version that `promote` replaced.

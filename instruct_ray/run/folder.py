@@ -7,7 +7,8 @@ from instruct_ray.config.schema import Config
 
 # A file in a model folder: base model, packs, contract and MLflow run that the model was made from.
 MODEL_METADATA_FILE = "instruct_ray.json"
-
+# In the folder of a run and of a model.
+CONTRACT_FILE = "contract.json"
 # In a run's validation folder: one line per validated checkpoint.
 VALIDATION_SCORES_FILE = "scores.jsonl"
 
@@ -71,7 +72,7 @@ class RunFolder:
     @property
     def contract_file(self) -> Path:
         """How chats become tokens; the same from prepare to serve."""
-        return self.path / "contract.json"
+        return self.path / CONTRACT_FILE
 
     @property
     def evidence_file(self) -> Path:

@@ -14,8 +14,6 @@ from transformers import PreTrainedTokenizerBase
 from instruct_ray.errors import InputError
 from instruct_ray.files import atomic_write_json
 
-# In the folder of a run and of a model.
-CONTRACT_FILE = "contract.json"
 # Increased only when the same chat would become other tokens.
 CONTRACT_VERSION = 1
 # Fields added later are part of the digest only if they differ from these, so the digests of older models stay valid.

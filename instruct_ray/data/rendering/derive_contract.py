@@ -9,9 +9,10 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from instruct_ray.base_model.info import BaseModelInfo
 from instruct_ray.data.rendering.chat_template import ChatTemplate
-from instruct_ray.data.rendering.contract import CONTRACT_FILE, Message, PromptContract, compute_tokenizer_digest
+from instruct_ray.data.rendering.contract import Message, PromptContract, compute_tokenizer_digest
 from instruct_ray.data.rendering.renderer import Renderer, load_renderer
 from instruct_ray.errors import InputError
+from instruct_ray.run.folder import CONTRACT_FILE
 
 LAYOUT = "{instruction}\n\n{input}"
 # For base models without a chat template. It is plain text, so it needs no token that the model was not trained on.

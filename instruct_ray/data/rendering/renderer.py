@@ -12,7 +12,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from instruct_ray.data.example import Example, build_examples
 from instruct_ray.data.rendering.chat_template import ChatTemplate
-from instruct_ray.data.rendering.contract import CONTRACT_FILE, Message, PromptContract, compute_tokenizer_digest
+from instruct_ray.data.rendering.contract import Message, PromptContract, compute_tokenizer_digest
 from instruct_ray.data.rendering.encoding import Encoder
 from instruct_ray.data.rendering.template_skeleton import (
     BatchKey,
@@ -23,6 +23,7 @@ from instruct_ray.data.rendering.template_skeleton import (
 from instruct_ray.data.sources.records import RowError
 from instruct_ray.data.sources.triple import Triple
 from instruct_ray.errors import InputError
+from instruct_ray.run.folder import CONTRACT_FILE
 
 TokenIds = list[int]
 # Cached skeletons, one per order of roles. Bounded because clients of a server choose the roles.

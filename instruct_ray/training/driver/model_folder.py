@@ -3,9 +3,9 @@
 import shutil
 
 from instruct_ray.data.open_run import OpenRun
-from instruct_ray.data.rendering.contract import CONTRACT_FILE, PromptContract
+from instruct_ray.data.rendering.contract import PromptContract
 from instruct_ray.files import atomic_directory, atomic_write_json
-from instruct_ray.run.folder import MODEL_METADATA_FILE
+from instruct_ray.run.folder import CONTRACT_FILE, MODEL_METADATA_FILE
 from instruct_ray.training.export.formats import export_format
 from instruct_ray.training.export.weights import add_tokenizer_and_contract
 from instruct_ray.training.validation.task import BEST_DIR, BEST_RESULT_FILE, load_best_result

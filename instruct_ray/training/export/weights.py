@@ -10,8 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from instruct_ray.data.rendering.contract import CONTRACT_FILE, PromptContract
+from instruct_ray.data.rendering.contract import PromptContract
 from instruct_ray.inference.loading import load_merged
+from instruct_ray.run.folder import CONTRACT_FILE
 from instruct_ray.training.export.formats import ExportFormat
 
 

@@ -7,6 +7,7 @@ import ray
 import torch
 from ray.exceptions import RayError
 
+from instruct_ray.errors import last_line
 from instruct_ray.run.events import log_event
 from instruct_ray.runtime_env import worker_runtime_env
 from instruct_ray.training.checkpoint.manifest import find_committed, load_manifest
@@ -91,7 +92,7 @@ class Validator:
         try:
             ray.get(self._task)
         except RayError as error:
-            reason = str(error).strip().splitlines()[-1]
+            reason = last_line(error)
             self._log_event(f"validation of step {self._step} failed; training continues without its result: {reason}")
         self._task = None
         return True
