@@ -1,4 +1,4 @@
-"""pure: model FLOPs utilization (MFU) of a training step.
+"""worker, all ranks: model FLOPs utilization (MFU) of a training step.
 
 As in PaLM (Chowdhery et al. 2022), with six operations per trained weight and token.
 """
