@@ -2,6 +2,7 @@
 
 import ast
 import re
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -40,7 +41,8 @@ IMPORTERS = {
 MAX_LINES = 300
 
 
-def find_imports(path: Path) -> set[str]:
+@cache
+def find_imports(path: Path) -> frozenset[str]:
     """Full names of all that a module imports, also inside functions."""
     names: set[str] = set()
     for node in ast.walk(ast.parse(path.read_text())):
@@ -48,7 +50,7 @@ def find_imports(path: Path) -> set[str]:
             names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.module:
             names |= {f"{node.module}.{alias.name}" for alias in node.names}
-    return names
+    return frozenset(names)
 
 
 def find_violations(path: Path, package: str, order: tuple[str, ...]) -> list[str]:
