@@ -33,7 +33,7 @@ demo: $(READY)  ## tune a real model on two cores and query it over a real endpo
 test: $(READY)  ## test every module, and the pipeline end to end on a tiny model
 	@$(RUN) -m pytest -m "not slow and not faults"
 
-test-faults: $(READY)  ## break runs on purpose: kills, lost nodes, full disks, corruption, stops; 20 minutes
+test-faults: $(READY)  ## break runs on purpose: kills, lost nodes, full disks, corruption, stops; half an hour
 	@$(RUN) -m pytest -m faults
 
 test-slow: $(READY)  ## every ZeRO stage and number of workers, memory, compiling; half an hour
