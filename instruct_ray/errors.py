@@ -9,6 +9,8 @@ from typing import NoReturn
 
 EXIT_FAILED = 1
 EXIT_BAD_INPUT = 2
+# The gate of the registry refused a version.
+EXIT_REFUSED = 3
 EXIT_INTERRUPTED = 130
 EXIT_TERMINATED = 143
 
@@ -17,10 +19,21 @@ class InputError(ValueError):
     """The user's input is wrong. The message is one line: what is wrong, where, and what to do about it."""
 
 
+class RunFailedError(RuntimeError):
+    """A run can't go on, for a known reason. The message is one line: which run, why, and what to do."""
+
+
+class UnavailableError(RuntimeError):
+    """A server or database can't be used at the moment. The message is one line: which, why, and what to do."""
+
+
 def one_line(error: Exception, max_characters: int | None = None) -> str:
-    """The text of an error with white space collapsed; of an `OSError` only the description of its error number."""
+    """The text of an error with white space collapsed; of an `OSError` only the description of its error number.
+
+    Of an error without text the name of its type.
+    """
     text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-    return " ".join(text.split())[:max_characters]
+    return " ".join((text or type(error).__name__).split())[:max_characters]
 
 
 def last_line(error: Exception) -> str:
@@ -32,8 +45,8 @@ def last_line(error: Exception) -> str:
 def exit_codes() -> Iterator[None]:
     """Turn how the block ends into the exit code of the program.
 
-    Bad input exits with 2 and one line on stderr, Ctrl-C with 130 and SIGTERM with 143. Any other exception is a
-    failure: it passes through, and Python exits with 1 and a traceback.
+    Bad input exits with 2 and one line on stderr, a failure with a known reason with 1 and one line, Ctrl-C with 130
+    and SIGTERM with 143. Any other exception passes through, and Python exits with 1 and a traceback.
     """
     exit_on_sigterm()
     try:
@@ -41,6 +54,9 @@ def exit_codes() -> Iterator[None]:
     except InputError as error:
         print(f"error: {error}", file=sys.stderr, flush=True)
         sys.exit(EXIT_BAD_INPUT)
+    except (RunFailedError, UnavailableError) as error:
+        print(f"error: {error}", file=sys.stderr, flush=True)
+        sys.exit(EXIT_FAILED)
     except KeyboardInterrupt:
         print("stopped; rerun the same command to resume", file=sys.stderr, flush=True)
         sys.exit(EXIT_INTERRUPTED)

@@ -4,7 +4,6 @@ python -m jobs.demo --out runs/demo
 """
 
 import argparse
-import socket
 from pathlib import Path
 
 from instruct_ray.cli.ray_session import silence_libraries
@@ -28,21 +27,21 @@ def main() -> None:
     arguments = parser.parse_intermixed_args()
     silence_libraries()
     with exit_codes():
-        port = f"serving.port={_free_port()}"
-        config = load_config(arguments.config, [f"run.storage={arguments.out}", port, *arguments.overrides])
+        overrides = [f"run.storage={arguments.out}", *arguments.overrides]
+        config = load_config(arguments.config, overrides)
         with StatusLine("demo") as status:
             status("loading torch, transformers, Ray and LangChain")
-            from jobs.demo_steps import run_demo  # noqa: PLC0415  (takes seconds, while the status line is shown)
+            # Takes seconds, while the status line is shown.
+            from instruct_ray.base_model.cpu_precision import is_bf16_fast  # noqa: PLC0415
+            from jobs.demo_steps import run_demo  # noqa: PLC0415
 
-        summary = run_demo(config, arguments.config)
+        if not is_bf16_fast():
+            print("demo: this CPU has no instructions for bf16, so training computes in fp32")
+            config = load_config(arguments.config, ["train.precision=fp32", *overrides])
+        has_port = any(override.startswith("serving.port=") for override in arguments.overrides)
+        summary = run_demo(config, arguments.config, chooses_port=not has_port)
         atomic_write_json(arguments.out / "summary.json", summary)
         print(f"\nsummary -> {arguments.out / 'summary.json'}")
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 if __name__ == "__main__":

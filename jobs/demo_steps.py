@@ -4,6 +4,7 @@ import json
 import os
 import shlex
 import shutil
+import socket
 import subprocess
 import sys
 import time
@@ -27,7 +28,9 @@ from instruct_ray.data.rendering.renderer import load_renderer
 from instruct_ray.evidence.evaluate import load_evidence
 from instruct_ray.inference.engine import SamplingParams, generate_all
 from instruct_ray.inference.engines import create_engine
+from instruct_ray.registry.model_registry import ModelRegistry
 from instruct_ray.run.folder import RunFolder
+from instruct_ray.tracking.mlflow_client import tracking_uri
 
 INCIDENT = "Database is down"
 TEMPLATE = "Classify severity: {incident}"
@@ -43,12 +46,13 @@ STAGES = (
 console = Console(highlight=False, soft_wrap=True)
 
 
-def run_demo(config: Config, path: Path) -> dict[str, object]:
+def run_demo(config: Config, path: Path, *, chooses_port: bool = True) -> dict[str, object]:
     """Run the stages in order, ask the base model and the endpoint the same question, and stop Ray.
 
     Args:
         config: the config of the run.
         path: the config file, which the commands shown at the end name.
+        chooses_port: whether the endpoint gets a free port in place of `serving.port`.
 
     Returns:
         The content of `summary.json`.
@@ -58,12 +62,12 @@ def run_demo(config: Config, path: Path) -> dict[str, object]:
             status("starting Ray")
             # One cluster for all stages, with enough CPUs for each of them.
             ray_session.init_ray()
-        return _run_steps(config, path)
+        return _run_steps(config, path, chooses_port)
     finally:
         ray_session.shut_down_ray()
 
 
-def _run_steps(config: Config, path: Path) -> dict[str, object]:
+def _run_steps(config: Config, path: Path, chooses_port: bool) -> dict[str, object]:
     seconds: dict[str, float] = {}
     for name, text, stage in STAGES:
         _heading(f"{name}: {text}")
@@ -76,6 +80,10 @@ def _run_steps(config: Config, path: Path) -> dict[str, object]:
     _heading("serve: version -> endpoint")
     with StatusLine("serve") as status:
         started = time.perf_counter()
+        if chooses_port:
+            # Only now: a port that was free before the training may have been taken since.
+            serving = config.serving.model_copy(update={"port": _free_port()})
+            config = config.model_copy(update={"serving": serving})
         base_url = start_endpoint(config, status)
         seconds["serve"] = round(time.perf_counter() - started, 1)
     console.print(base_url)
@@ -101,12 +109,17 @@ def _run_steps(config: Config, path: Path) -> dict[str, object]:
         **_evidence_summary(config),
         "seconds": seconds,
         "model": config.registry.name,
-        "version": json.loads(RunFolder.from_config(config).version_file.read_text())["version"],
-        "alias": config.registry.alias,
+        **_version_summary(config),
         "base_url": base_url,
         "langchain_answer": langchain_answer,
         "chain_answer": chain_answer,
     }
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
 
 
 def _ask_base(config: Config) -> str:
@@ -144,6 +157,9 @@ def _evidence_summary(config: Config) -> dict[str, object]:
     evidence = load_evidence(config)
     arms = evidence["arms"]
     return {
+        "verdict": evidence["verdict"]["outcome"],
+        "verdict_sentence": evidence["verdict"]["sentence"],
+        "report": str(RunFolder.from_config(config).report_file),
         "accuracy": {name: round(arm["accuracy"], 4) for name, arm in arms.items()},
         "label_found": {name: round(arm["label_found"], 4) for name, arm in arms.items()},
         "prompt_tokens": {name: round(arm["prompt_tokens"], 1) for name, arm in arms.items()},
@@ -151,12 +167,21 @@ def _evidence_summary(config: Config) -> dict[str, object]:
     }
 
 
+def _version_summary(config: Config) -> dict[str, object]:
+    number = json.loads(RunFolder.from_config(config).version_file.read_text())["version"]
+    decision = ModelRegistry(tracking_uri(config)).history(config.registry.name).last_on(number)
+    assert decision is not None, "every registration decides"
+    return {"version": number, "alias": config.registry.alias, "decision": f"{decision.kind}: {decision.why}"}
+
+
 def _show_evidence(config: Config) -> None:
     evidence = load_evidence(config)
     _heading(f"was it worth it? {evidence['num_test']} held-out reports")
+    console.print(evidence["verdict"]["sentence"], markup=False, style="bold")
+    console.print(f"report: {RunFolder.from_config(config).report_file}", markup=False)
     for name, arm in evidence["arms"].items():
         bar = "█" * round(40 * arm["accuracy"])
-        console.print(f"{name:<10} {bar:<40} {arm['accuracy']:.1%} right, {arm['prompt_tokens']:.0f} prompt tokens")
+        console.print(f"{name:<12} {bar:<40} {arm['accuracy']:.1%} right, {arm['prompt_tokens']:.0f} prompt tokens")
 
 
 def _show_next_commands(config: Config, path: Path) -> None:

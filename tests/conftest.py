@@ -6,7 +6,10 @@ import os
 os.environ["RAY_AUTH_MODE"] = "disabled"
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["DS_ACCELERATOR"] = "cpu"
+# No digest of a test's folder is left in the home folder.
+os.environ["INSTRUCT_RAY_CACHE"] = os.devnull
 
+import shutil
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -16,9 +19,12 @@ import pytest
 import ray
 from transformers import PreTrainedTokenizerFast
 
+from instruct_ray.cli.stages.evaluate import run_evaluate
 from instruct_ray.cli.stages.prepare import run_prepare
+from instruct_ray.cli.stages.register import run_register
 from instruct_ray.cli.stages.tune import run_tune
 from instruct_ray.config.schema import Config
+from instruct_ray.run.folder import RunFolder
 from tests import tiny
 
 # A loaded machine is no fault of the code.
@@ -66,4 +72,17 @@ def tuned(tmp_path_factory: pytest.TempPathFactory, base_folder: Path, triples_f
     config = tiny.configure(tmp_path_factory.mktemp("runs"), base_folder, triples_file, train=train)
     run_prepare(config)
     run_tune(config)
+    return config
+
+
+@pytest.fixture(scope="session")
+def registered(tuned: Config, tmp_path_factory: pytest.TempPathFactory) -> Config:
+    """A copy of the tuned run, evaluated and registered as version 1. Tests that move its alias put it back."""
+    storage = tmp_path_factory.mktemp("registered")
+    shutil.copytree(RunFolder.from_config(tuned).path, storage / tuned.run.name)
+    # The run's metrics.
+    shutil.copy(tuned.run.storage / "mlflow.db", storage)
+    config = tuned.model_copy(update={"run": tuned.run.model_copy(update={"storage": storage})})
+    run_evaluate(config)
+    run_register(config)
     return config

@@ -1,5 +1,6 @@
 """A real MLflow server that a test can pause, kill and restart."""
 
+import os
 import signal
 import socket
 import subprocess
@@ -7,28 +8,37 @@ import sys
 import time
 import urllib.error
 import urllib.request
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import psutil
 
 
 class MlflowServer:
-    """A server process; its port and its database in `folder` survive a restart."""
+    """A server process; its port and its database in `folder` survive a restart.
 
-    def __init__(self, folder: Path) -> None:
+    `options` and `environment` replace those of a server on SQLite that keeps files in `folder`.
+    """
+
+    def __init__(
+        self, folder: Path, options: Sequence[str] | None = None, environment: Mapping[str, str] | None = None
+    ) -> None:
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             self._port = probe.getsockname()[1]
         self._folder = folder
+        on_sqlite = ["--backend-store-uri", f"sqlite:///{folder}/server.db", "--artifacts-destination", f"{folder}/art"]
+        self._options = on_sqlite if options is None else list(options)
+        self._environment = {**os.environ, **(environment or {})}
         self._process: subprocess.Popen[bytes] | None = None
         self.uri = f"http://127.0.0.1:{self._port}"
 
     def start(self) -> None:
         """Start the server and wait until it responds."""
         command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(self._port)]
-        command += ["--workers", "1", "--backend-store-uri", f"sqlite:///{self._folder}/server.db"]
-        command += ["--artifacts-destination", str(self._folder / "art")]
-        self._process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        command += ["--workers", "1", *self._options]
+        with (self._folder / "server.log").open("ab") as log:
+            self._process = subprocess.Popen(command, stdout=log, stderr=log, env=self._environment)
         deadline = time.monotonic() + 120
         while not responds(f"{self.uri}/health"):
             assert self._process.poll() is None, "the server exited"

@@ -33,10 +33,19 @@ PROCESSES = (
 IMPORTERS = {
     "deepspeed": {"training/distributed/deepspeed_internals.py", "training/distributed/checkpoint_weights.py"},
     "mlflow": {
-        "tracking/mlflow_client.py", "tracking/uploader.py", "tracking/tracked_run.py", "tracking/registry_reader.py",
+        "tracking/mlflow_client.py", "tracking/uploader.py", "tracking/calls.py", "tracking/registry_reader.py",
+        "tracking/run_page.py",
     },
-    "ray.serve": {"serving/app.py", "serving/gateway.py", "cli/stages/serve.py"},
+    "lm_eval": {"evidence/benchmarks/harness.py"},
+    "ray.serve": {
+        "serving/app.py", "serving/gateway.py", "serving/answer_reader.py", "serving/errors.py",
+        "serving/probe.py", "serving/served_version.py", "cli/stages/serve.py",
+    },
     "typer": {"cli/main.py"},
+    "vllm": {
+        "inference/vllm_engine.py", "inference/vllm_grammars.py", "inference/vllm_requests.py",
+        "inference/vllm_settings.py",
+    },
 }  # fmt: skip
 MAX_LINES = 300
 

@@ -5,13 +5,15 @@ import signal
 
 import pytest
 
-from instruct_ray.errors import InputError, exit_codes
+from instruct_ray.errors import InputError, RunFailedError, UnavailableError, exit_codes
 
 
 @pytest.mark.parametrize(
     ("error", "code", "message"),
     [
         (InputError("a.jsonl: row 3 has no output"), 2, "error: a.jsonl: row 3 has no output\n"),
+        (UnavailableError("registry.uri: http://x can't be used now"), 1, "error: registry.uri: http://x can't be"),
+        (RunFailedError("training stopped: the disk is full"), 1, "error: training stopped: the disk is full\n"),
         (KeyboardInterrupt(), 130, "stopped"),
     ],
 )

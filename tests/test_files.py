@@ -19,6 +19,18 @@ def test_directory_appears_only_when_it_is_complete(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.rglob("*")] == ["target", "file"]
 
 
+def test_finished_folder_of_a_cache_is_kept(tmp_path: Path) -> None:
+    target = tmp_path / "target"
+    for content in ("first", "second"):
+        with atomic_directory(target, keep_existing=True) as unfinished:
+            (unfinished / "file").write_text(content)
+    assert (target / "file").read_text() == "first"
+    assert list(tmp_path.iterdir()) == [target]
+    with atomic_directory(target) as unfinished:
+        (unfinished / "file").write_text("third")
+    assert (target / "file").read_text() == "third"
+
+
 def test_file_is_replaced_atomically(tmp_path: Path) -> None:
     path = tmp_path / "new" / "file.json"
     atomic_write_text(path, "old")

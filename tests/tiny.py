@@ -43,7 +43,7 @@ def make_tokenizer() -> PreTrainedTokenizerFast:
     return fast
 
 
-def save_base(folder: Path, tokenizer: PreTrainedTokenizerFast) -> Path:
+def save_base(folder: Path, tokenizer: PreTrainedTokenizerFast, head_dim: int = 8) -> Path:
     """Save a random Llama with two layers as a Hugging Face folder."""
     torch.manual_seed(0)
     config = LlamaConfig(
@@ -53,6 +53,7 @@ def save_base(folder: Path, tokenizer: PreTrainedTokenizerFast) -> Path:
         num_hidden_layers=2,
         num_attention_heads=4,
         num_key_value_heads=2,
+        head_dim=head_dim,
         max_position_embeddings=512,
         bos_token_id=None,
         eos_token_id=tokenizer.eos_token_id,
@@ -95,8 +96,9 @@ def configure(storage: Path, base: Path, triples: Path, **sections: dict[str, An
             "near_duplicates": None,
         },
         "train": {"examples_per_step": 16, "learning_rate": 1e-3, "zero_stage": 2, "max_failures": 0},
-        "evidence": {"max_new_tokens": 4, "num_latency_rows": 2},
-        "registry": {"name": "tiny"},
+        "evidence": {"max_new_tokens": 4, "num_latency_rows": 2, "num_engines": 1},
+        # A random model shows nothing.
+        "registry": {"name": "tiny", "gate": None},
         "serving": {"max_new_tokens": 16},
     }
     for section, keys in sections.items():

@@ -20,9 +20,13 @@ def convert_gguf(file: Path, folder: Path) -> None:
     source, name = str(file.parent), file.name
     # transformers draws a progress bar here that none of its settings disables.
     with _gguf_parsed_once(), redirect_stderr(io.StringIO()):
-        tokenizer = AutoTokenizer.from_pretrained(source, gguf_file=name)
+        tokenizer = AutoTokenizer.from_pretrained(source, gguf_file=name, trust_remote_code=False)
         model = AutoModelForCausalLM.from_pretrained(
-            source, gguf_file=name, quantization_config=GgufConfig(dequantize=True), dtype=torch.bfloat16
+            source,
+            gguf_file=name,
+            quantization_config=GgufConfig(dequantize=True),
+            dtype=torch.bfloat16,
+            trust_remote_code=False,
         )
     # The weights are dequantized; with this entry every later load would treat them as quantized.
     model.config.__dict__.pop("quantization_config", None)

@@ -3,6 +3,9 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+# In the folder of an adapter.
+ADAPTER_CONFIG = "adapter_config.json"
+
 
 @dataclass(frozen=True)
 class BaseModelInfo:

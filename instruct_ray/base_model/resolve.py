@@ -4,18 +4,23 @@ import hashlib
 import importlib.util
 import json
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from urllib.parse import quote
 
 import torch
 from huggingface_hub import snapshot_download
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, RevisionNotFoundError
+from transformers import AutoModelForCausalLM
 
+from instruct_ray.base_model.check import check_adapter_folder, check_config, check_model_folder
 from instruct_ray.base_model.digest import WEIGHTS, folder_digest
 from instruct_ray.base_model.gguf import convert_gguf
 from instruct_ray.base_model.hf_config import load_hf_config
-from instruct_ray.base_model.info import BaseModelInfo
+from instruct_ray.base_model.info import ADAPTER_CONFIG, BaseModelInfo
 from instruct_ray.base_model.record import read_base_record
+from instruct_ray.base_model.tokenizer import load_tokenizer
 from instruct_ray.config.schema import Config
 from instruct_ray.errors import InputError
 from instruct_ray.files import atomic_directory, sha256_file
@@ -25,7 +30,6 @@ from instruct_ray.tracking.registry_reader import RegistryReader
 
 # Downloaded from the hub: safetensors, configuration and tokenizer. No pickles and no code.
 HUB_FILES = [WEIGHTS, "*.json", "*.jinja", "*.model", "merges.txt", "vocab.txt"]
-ADAPTER_CONFIG = "adapter_config.json"
 PACKAGE_PREFIX = "package:"
 VERSION_PREFIX = "models:/"
 
@@ -34,8 +38,8 @@ def resolve_base_model(config: Config) -> BaseModelInfo:
     """Find the base model; download or convert it into `{run.storage}/bases` if it is not there yet.
 
     Raises:
-        InputError: the folder, package, version or hub model does not exist or has no safetensors, or it is an adapter
-            whose own base model changed.
+        InputError: the folder, package, version or hub model does not exist or can't be loaded (check.py), or it is an
+            adapter whose own base model changed.
     """
     bases_dir = config.run.storage / "bases"
     name, folder = _locate(config, bases_dir)
@@ -45,17 +49,30 @@ def resolve_base_model(config: Config) -> BaseModelInfo:
         raise InputError(f"model.random_init: can't be combined with the tuned model {name}; remove random_init")
     if is_adapter:
         return _resolve_adapter(name, folder, bases_dir)
-    if random_init is not None:
-        folder = _create_random(folder, random_init, config.run.seed, bases_dir)
-    if not (folder / "config.json").is_file() or not any(folder.glob(WEIGHTS)):
-        raise InputError(f"model.base: {folder} has no config.json or no safetensors; give a Hugging Face model folder")
-    digest = folder_digest(folder, cache=folder.parent == bases_dir)
+    with _named_in_errors():
+        if random_init is not None:
+            check_config(folder)
+            load_tokenizer(folder)
+            folder = _create_random(folder, random_init, config.run.seed, bases_dir)
+        check_model_folder(folder)
+    digest = folder_digest(folder)
     return BaseModelInfo(name, folder, digest, digest)
+
+
+@contextmanager
+def _named_in_errors() -> Iterator[None]:
+    """Name the option in the message of an input error, inside the block."""
+    try:
+        yield
+    except InputError as error:
+        raise InputError(f"model.base: {str(error).removeprefix('model.base: ')}") from None
 
 
 def _locate(config: Config, bases_dir: Path) -> tuple[str, Path]:
     """Return the model's name, with a version's number instead of its alias, and the folder of its files."""
-    name = config.model.base
+    name, revision = config.model.base, config.model.revision
+    if revision is not None and (name.startswith((PACKAGE_PREFIX, VERSION_PREFIX, *"./~")) or Path(name).is_dir()):
+        raise InputError(f"model.revision: only hub models have revisions, and model.base is {name}; remove revision")
     if name.startswith(PACKAGE_PREFIX):
         return name, _convert_package(name.removeprefix(PACKAGE_PREFIX), bases_dir)
     if name.startswith(VERSION_PREFIX):
@@ -65,7 +82,7 @@ def _locate(config: Config, bases_dir: Path) -> tuple[str, Path]:
         return name, path.absolute()
     if name.startswith((".", "/", "~")):
         raise InputError(f"model.base: no folder {name}")
-    return name, _download_from_hub(name, bases_dir)
+    return (name if revision is None else f"{name}@{revision}"), _download_from_hub(name, revision, bases_dir)
 
 
 def _download_version(config: Config, bases_dir: Path) -> tuple[str, Path]:
@@ -82,7 +99,7 @@ def _download_version(config: Config, bases_dir: Path) -> tuple[str, Path]:
     source = hashlib.sha256(version.source.encode()).hexdigest()[:8]
     target = bases_dir / f"version-{version.name}-{version.number}-{source}"
     if not target.is_dir():
-        with atomic_directory(target) as unfinished:
+        with atomic_directory(target, keep_existing=True) as unfinished:
             download = unfinished / ".download"
             download.mkdir()
             shutil.copytree(registry.copy(version, download), unfinished, dirs_exist_ok=True)
@@ -104,7 +121,10 @@ def _resolve_adapter(name: str, adapter: Path, bases_dir: Path) -> BaseModelInfo
         raise InputError(f"model.base: {metadata_file} is corrupted") from None
     if not folder.is_dir():
         raise InputError(f"model.base: the adapter {adapter} was trained on the model in {folder}, which is missing")
-    base_digest = folder_digest(folder, cache=folder.parent == bases_dir)
+    with _named_in_errors():
+        check_adapter_folder(adapter)
+        check_model_folder(folder)
+    base_digest = folder_digest(folder)
     if base_digest != expected:
         raise InputError(
             f"model.base: the adapter {adapter} was trained on {expected[:12]}, but {folder} now holds "
@@ -125,17 +145,20 @@ def _convert_package(package: str, bases_dir: Path) -> Path:
         raise InputError(f"model.base: package {package} has {len(ggufs)} GGUF files; it needs exactly one")
     target = bases_dir / f"{package}-{sha256_file(ggufs[0])[:12]}"
     if not target.is_dir():
-        with atomic_directory(target) as folder:
+        with atomic_directory(target, keep_existing=True) as folder:
             convert_gguf(ggufs[0], folder)
     return target
 
 
-def _download_from_hub(name: str, bases_dir: Path) -> Path:
-    target = bases_dir / name.replace("/", "--")
+def _download_from_hub(name: str, revision: str | None, bases_dir: Path) -> Path:
+    suffix = "" if revision is None else f"@{quote(revision, safe='')}"
+    target = bases_dir / (name.replace("/", "--") + suffix)
     if not target.is_dir():
         try:
-            with atomic_directory(target) as folder:
-                snapshot_download(name, local_dir=folder, allow_patterns=HUB_FILES)
+            with atomic_directory(target, keep_existing=True) as folder:
+                snapshot_download(name, revision=revision, local_dir=folder, allow_patterns=HUB_FILES)
+        except RevisionNotFoundError:
+            raise InputError(f"model.revision: {name} has no branch, tag or commit {revision} on the hub") from None
         except (OSError, HfHubHTTPError, HFValidationError) as error:
             reason = str(error).splitlines()[0]
             raise InputError(
@@ -152,13 +175,14 @@ def _create_random(base_dir: Path, values: dict[str, int], seed: int, bases_dir:
     key = json.dumps([(base_dir / "config.json").read_text(), values, seed], sort_keys=True)
     target = bases_dir / f"random-{hashlib.sha256(key.encode()).hexdigest()[:12]}"
     if not target.is_dir():
-        with atomic_directory(target) as folder:
+        with atomic_directory(target, keep_existing=True) as folder:
             hf_config = load_hf_config(base_dir)
             unknown = sorted(values.keys() - hf_config.to_dict().keys())
             if unknown:
                 raise InputError(f"model.random_init: {hf_config.model_type} has no {', '.join(unknown)}")
             hf_config.update(values)
             torch.manual_seed(seed)
-            AutoModelForCausalLM.from_config(hf_config, dtype=torch.bfloat16).save_pretrained(folder)
-            AutoTokenizer.from_pretrained(base_dir).save_pretrained(folder)
+            model = AutoModelForCausalLM.from_config(hf_config, dtype=torch.bfloat16, trust_remote_code=False)
+            model.save_pretrained(folder)
+            load_tokenizer(base_dir).save_pretrained(folder)
     return target

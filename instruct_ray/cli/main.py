@@ -29,6 +29,9 @@ Overrides = Annotated[
     list[str] | None,
     typer.Argument(metavar="SECTION.KEY=VALUE", help="Values that replace those of the file.", show_default=False),
 ]
+ModelName = Annotated[str, typer.Argument(metavar="NAME", help="Name of the registered model.")]
+RegistryFile = Annotated[Path | None, typer.Option("--config", help="YAML file whose registry and gate are used.")]
+RegistryUri = Annotated[str | None, typer.Option("--registry", help="MLflow URI, instead of a config file.")]
 
 
 @app.command(rich_help_panel=STAGES)
@@ -55,6 +58,32 @@ def evaluate(config_file: ConfigFile, overrides: Overrides = None) -> None:
     _run(run_evaluate, config_file, overrides)
 
 
+@app.command(rich_help_panel=INSPECT)
+def learning_curve(
+    config_file: ConfigFile,
+    fractions: Annotated[
+        list[float] | None,
+        typer.Option("--fraction", help="Fraction of the training rows; may be repeated. 0.25 and 0.5 by default."),
+    ] = None,
+    overrides: Overrides = None,
+) -> None:
+    """Tune on parts of the training rows, to see what more rows would bring. Rerun it to resume."""
+    from instruct_ray.cli.learning_curve import (  # noqa: PLC0415
+        DEFAULT_FRACTIONS,
+        run_learning_curve,
+    )
+
+    _run(lambda config: run_learning_curve(config, fractions or DEFAULT_FRACTIONS), config_file, overrides)
+
+
+@app.command(rich_help_panel=INSPECT)
+def benchmark(config_file: ConfigFile, overrides: Overrides = None) -> None:
+    """Measure what tuning cost in general skill, by standard benchmarks. Rerun it to resume."""
+    from instruct_ray.cli.benchmark import run_benchmark  # noqa: PLC0415
+
+    _run(run_benchmark, config_file, overrides)
+
+
 @app.command(rich_help_panel=STAGES)
 def register(config_file: ConfigFile, overrides: Overrides = None) -> None:
     """Register the tuned model as a version in MLflow."""
@@ -69,6 +98,15 @@ def serve(config_file: ConfigFile, overrides: Overrides = None) -> None:
     from instruct_ray.cli.stages.serve import run_serve  # noqa: PLC0415
 
     _run(run_serve, config_file, overrides)
+
+
+@app.command(rich_help_panel=INSPECT)
+def new_key(name: Annotated[str, typer.Argument(metavar="NAME", help="Who will use the key.")]) -> None:
+    """Make an API key for an endpoint, and the entry of its file."""
+    from instruct_ray.cli.new_key import run_new_key  # noqa: PLC0415
+
+    with exit_codes():
+        run_new_key(name)
 
 
 @app.command(rich_help_panel=STAGES)
@@ -131,23 +169,61 @@ def schema() -> None:
 
 
 @app.command(rich_help_panel=REGISTRY)
-def promote(
-    version: Annotated[str, typer.Argument(metavar="VERSION", help="Number of the version.")], config_file: ConfigFile
-) -> None:
-    """Point the alias to a version."""
-    from instruct_ray.cli.stages.register import run_promote  # noqa: PLC0415
+def versions(name: ModelName, config_file: RegistryFile = None, registry: RegistryUri = None) -> None:
+    """Show the versions of a model and the decisions about them."""
+    from instruct_ray.cli.registry import RegistryPlace, run_versions  # noqa: PLC0415
 
     with exit_codes():
-        run_promote(load_config(config_file), version)
+        run_versions(RegistryPlace(config_file, registry), name)
 
 
 @app.command(rich_help_panel=REGISTRY)
-def rollback(config_file: ConfigFile) -> None:
-    """Point the alias to its previous version."""
-    from instruct_ray.cli.stages.register import run_rollback  # noqa: PLC0415
+def promote(
+    name: ModelName,
+    version: Annotated[str, typer.Argument(metavar="VERSION", help="Number of the version.")],
+    config_file: RegistryFile = None,
+    registry: RegistryUri = None,
+    is_forced: Annotated[bool, typer.Option("--force", help="Don't ask the gate.")] = False,
+    reason: Annotated[str | None, typer.Option(help="Why the gate is overridden; recorded.")] = None,
+) -> None:
+    """Point the alias to a version that passes the gate; exits with 3 if it is refused."""
+    from instruct_ray.cli.registry import RegistryPlace, run_promote  # noqa: PLC0415
 
     with exit_codes():
-        run_rollback(load_config(config_file))
+        run_promote(RegistryPlace(config_file, registry), name, version, reason, is_forced=is_forced)
+
+
+@app.command(rich_help_panel=REGISTRY)
+def rollback(
+    name: ModelName,
+    reason: Annotated[str, typer.Option(help="Why; recorded.")],
+    config_file: RegistryFile = None,
+    registry: RegistryUri = None,
+) -> None:
+    """Point the alias to the version before."""
+    from instruct_ray.cli.registry import RegistryPlace, run_rollback  # noqa: PLC0415
+
+    with exit_codes():
+        run_rollback(RegistryPlace(config_file, registry), name, reason)
+
+
+@app.command(rich_help_panel=REGISTRY)
+def trace(
+    reference: Annotated[
+        str | None,
+        typer.Argument(metavar="NAME[@ALIAS|/NUMBER]", help="A version; with --row, a model, or none for all"),
+    ] = None,
+    config_file: RegistryFile = None,
+    registry: RegistryUri = None,
+    row: Annotated[str | None, typer.Option(help="Row as in the ledger, FILE:POSITION, such as 0:17.")] = None,
+    rows: Annotated[Path | None, typer.Option(help="File with one row a line.")] = None,
+) -> None:
+    """Show where a version comes from, or which versions were trained on a row."""
+    from instruct_ray.cli.registry import RegistryPlace  # noqa: PLC0415
+    from instruct_ray.cli.trace import run_trace  # noqa: PLC0415
+
+    with exit_codes():
+        run_trace(RegistryPlace(config_file, registry), reference, row, rows)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

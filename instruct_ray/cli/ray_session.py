@@ -2,14 +2,18 @@
 
 import logging
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from instruct_ray.config.train import TrainConfig
-from instruct_ray.errors import exit_on_sigterm
+from instruct_ray.errors import RunFailedError, exit_on_sigterm
 
 # With fewer CPUs than training workers and data tasks need together, Ray Data would never get one.
 MIN_LOCAL_CPUS = 4
 # CPUs for Ray Data and validation, in addition to those of the training workers.
 EXTRA_CPUS = 2
+# From the message of the error that Ray raises then.
+NODE_TIMED_OUT = "node timed out during startup"
 
 
 def silence_libraries() -> None:
@@ -17,6 +21,11 @@ def silence_libraries() -> None:
     os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
     # A filter, since DeepSpeed sets the level of its logger. It warns where there is no GPU.
     logging.getLogger("DeepSpeed").addFilter(lambda record: record.levelno >= logging.ERROR)
+
+
+def names_cluster() -> bool:
+    """Whether RAY_ADDRESS names a cluster that `init_ray` connects to."""
+    return bool(os.environ.get("RAY_ADDRESS"))
 
 
 def init_ray(min_cpus: int = MIN_LOCAL_CPUS) -> None:
@@ -32,16 +41,34 @@ def init_ray(min_cpus: int = MIN_LOCAL_CPUS) -> None:
     if ray.is_initialized():
         return
     options = {"log_to_driver": False, "logging_level": logging.ERROR}
-    if os.environ.get("RAY_ADDRESS"):
+    if names_cluster():
         # For the Train tab of the cluster's dashboard. A local cluster is started without a dashboard.
         os.environ.setdefault("RAY_TRAIN_ENABLE_STATE_TRACKING", "1")
         ray.init(**options)
     else:
         # The only node is never preempted, so that process is not needed.
         os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
-        ray.init(num_cpus=max(min_cpus, os.cpu_count() or 1), include_dashboard=False, **options)
+        with _one_line_if_slow():
+            ray.init(num_cpus=max(min_cpus, os.cpu_count() or 1), include_dashboard=False, **options)
     ray.data.DataContext.get_current().enable_progress_bars = False
     exit_on_sigterm()
+
+
+@contextmanager
+def _one_line_if_slow() -> Iterator[None]:
+    """Raise what happens on an overloaded machine in one line: Ray gives a local node 30 seconds to start.
+
+    Raises:
+        RunFailedError: the node did not start in time.
+    """
+    try:
+        yield
+    except Exception as error:  # Ray raises no type of its own
+        if NODE_TIMED_OUT not in str(error):
+            raise
+        raise RunFailedError(
+            "Ray did not start in time, which happens on a busy machine; run the command again"
+        ) from None
 
 
 def init_ray_for_training(train: TrainConfig) -> None:

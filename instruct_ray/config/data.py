@@ -9,7 +9,8 @@ from pydantic.functional_validators import BeforeValidator
 from instruct_ray.config.section import Section
 
 ColumnName = Literal[
-    "id", "instruction", "input", "output", "system", "history", "messages", "conversations", "prompt", "completion",
+    "id", "instruction", "input", "output", "system", "history", "messages", "tools", "conversations", "prompt",
+    "completion",
 ]  # fmt: skip
 
 
@@ -21,11 +22,11 @@ class SourceConfig(Section):
     """A source of rows. A plain string in `data.sources` is short for its `path`."""
 
     path: str = Field(min_length=1)
-    """Where the rows are: a file (`.jsonl`, `.json` or `.csv`, also compressed as `.gz` or `.zst`, or `.parquet`); a
-    folder or glob of such files (`**` matches folders at any depth); a folder saved by `datasets`; any of these in an
-    object store (`s3://...`, `gs://...`); or `hub:NAME`, a data set of the Hugging Face hub. Credentials come from the
-    environment of every node (`AWS_ACCESS_KEY_ID`, ...) or from a role. For an S3-compatible server set
-    `AWS_ENDPOINT_URL`, or put it in the URI, which reaches all nodes:
+    """Where the rows are: a file (`.jsonl`, `.json`, `.csv` or `.tsv`, also compressed as `.gz`, `.bz2` or `.zst`, or
+    `.parquet`); a folder or glob of such files (`**` matches folders at any depth); a folder saved by `datasets`; any
+    of these in an object store (`s3://...`, `gs://...`); or `hub:NAME`, a data set of the Hugging Face hub.
+    Credentials come from the environment of every node (`AWS_ACCESS_KEY_ID`, ...) or from a role. For an S3-compatible
+    server set `AWS_ENDPOINT_URL`, or put it in the URI, which reaches all nodes:
     `s3://bucket/key?endpoint_override=http://host:9000&region=us-east-1`."""
     format: Literal["auto", "triples", "messages", "sharegpt", "prompt_completion"] = "auto"
     """Format of the rows; `auto` detects it from the column names."""
@@ -35,8 +36,13 @@ class SourceConfig(Section):
     weight: PositiveFloat = 1.0
     """How often each training row is used per epoch. A fraction applies to a random part of the rows: with 2.5 each row
     is used twice, and half of them, selected by the seed, a third time. With 0.3 only 30 % of the rows are used."""
+    delimiter: str | None = Field(default=None, pattern=r"^[^\"\r\n]$")
+    """Character that separates the columns of a CSV file, such as `";"`; null finds it in the header, or in a line
+    `sep=;` before it."""
     split: str = "train"
-    """Split of a `datasets` data set."""
+    """Split that is read where a source has several: in a `datasets` data set, or in a folder or glob whose files are
+    named after splits (`train.jsonl` and `test.jsonl`, `data/train-00000-of-00002.parquet`). `prepare` names the files
+    that are not read."""
     subset: str | None = None
     """Subset (named configuration) of a hub data set; null uses its default."""
 
@@ -56,15 +62,24 @@ class DataConfig(Section):
     sources: tuple[Annotated[SourceConfig, BeforeValidator(_expand_path)], ...] = Field(min_length=1)
     """Sources of the rows: paths, or mappings `{path, format, columns, weight, ...}`."""
     test_fraction: float = Field(default=0.1, gt=0, lt=1)
-    """Fraction of the rows held out for the evidence, selected by a hash of the input."""
+    """Fraction of the rows held out for the evidence, selected by a hash of the input, so that rows with the same input
+    stay together. An input of more than 5 % of the rows (`None`, `N/A`) is a placeholder: there the instruction and the
+    input decide. `prepare` fails if the held-out share is far from this fraction."""
     validation_fraction: float = Field(default=0.0, ge=0, lt=1)
     """Fraction of the rows held out for `train.validation`, selected the same way. They are not used for the evidence,
     since checkpoints are selected on them."""
+    train_fraction: float = Field(default=1.0, gt=0, le=1)
+    """Fraction of the training rows that are trained on, selected by a hash of the input; the others are left out. A
+    smaller fraction is a part of a larger one, so that runs show what more data brings."""
     system_prompt: str | None = None
     """System message of every prompt, in training and serving; null uses the default of the base model's chat template,
     if it has one."""
+    labels: tuple[Annotated[str, Field(min_length=1)], ...] | None = Field(default=None, min_length=2, max_length=1000)
+    """All outputs that rows may have, for rows whose output is a label. Rows with another output are quarantined, and
+    `serving.only_labels` and `evidence.only_labels` make every answer one of them. Null for other rows."""
     max_tokens: PositiveInt = 2048
-    """Maximum length of a row, in tokens."""
+    """Maximum length of a row, in tokens. A row within it that is longer than the positions of the base model (GPT-2,
+    OPT, ...) is quarantined."""
     too_long: Literal["drop", "cut"] = "drop"
     """What to do with longer rows: `drop` skips them, `cut` truncates the end of their input, never their output. The
     report counts them."""
@@ -84,4 +99,8 @@ class DataConfig(Section):
     def _check_fractions(self) -> "DataConfig":
         if self.test_fraction + self.validation_fraction >= 1:
             raise ValueError("test_fraction and validation_fraction together leave no row to train on")
+        if padded := [label for label in self.labels or () if label != label.strip()]:
+            raise ValueError(f"labels: {padded[0]!r} begins or ends with white space")
+        if self.labels and (repeated := [label for label in self.labels if self.labels.count(label) > 1]):
+            raise ValueError(f"labels: {repeated[0]!r} is there twice")
         return self

@@ -2,10 +2,14 @@
 
 from typing import Literal
 
-from pydantic import Field, PositiveFloat, PositiveInt, model_validator
+from pydantic import Field, PositiveFloat, PositiveInt, field_validator, model_validator
 
 from instruct_ray.config.data import DataConfig
+from instruct_ray.config.evidence import EvidenceConfig
+from instruct_ray.config.gate import GateConfig
+from instruct_ray.config.registry_names import check_alias, check_model_name
 from instruct_ray.config.section import AbsolutePath, Section
+from instruct_ray.config.serving import ServingConfig
 from instruct_ray.config.train import TrainConfig
 
 
@@ -36,6 +40,10 @@ class LoraConfig(Section):
     dora: bool = False
     """Weight-decomposed LoRA (DoRA): also train the magnitudes of the weights. Closer to full fine-tuning, but
     slower."""
+    train_untrained_tokens: bool = True
+    """Where tokens of the chat template were never trained by the base model, also train their rows of the embedding
+    and the output head; without them the model can't learn to stop. Most base models have no such tokens. An engine
+    that can't load an adapter with such rows (vLLM) needs `merge`."""
     merge: bool = False
     """Export the base model with the adapters merged into it, instead of an adapter that needs its base model. The
     merged weights have the precision of the base model, so in bf16 each is rounded once more."""
@@ -51,22 +59,14 @@ class ModelConfig(Section):
     """Base model: a folder in Hugging Face format, a hub id, or `package:NAME` for the GGUF model inside an installed
     package. To continue from an earlier run: its `model` folder, or its registered version `models:/NAME@ALIAS` or
     `models:/NAME/NUMBER`; if that is an adapter, the adapter is trained further."""
+    revision: str | None = Field(default=None, min_length=1)
+    """Branch, tag or commit of a hub model; null is its default branch. Downloaded once: a branch or tag that moves
+    later changes no run."""
     random_init: dict[str, int] | None = None
     """Replace the base model by one with random weights, whose architecture differs in these values of its config. For
     tests; null keeps the weights."""
     lora: LoraConfig | None = None
     """Adapters to train; null trains all weights."""
-
-
-class EvidenceConfig(Section):
-    """The comparison of the tuned model with its base model on the test rows."""
-
-    num_few_shot: PositiveInt = 3
-    """Number of training rows in the prompt of the few-shot arm."""
-    num_latency_rows: PositiveInt = 20
-    """Number of test rows that are answered one at a time to measure latency."""
-    max_new_tokens: PositiveInt = 16
-    """Maximum length of a generated output, in tokens."""
 
 
 class RegistryConfig(Section):
@@ -77,28 +77,19 @@ class RegistryConfig(Section):
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")
     """Name of the registered model, and of the model that the endpoint serves."""
     alias: str = Field(default="champion", pattern=r"^[A-Za-z][A-Za-z0-9_-]{0,99}$")
-    """Alias of the version to serve."""
+    """Alias of the version to serve, which the gate moves. `candidate` and `previous` are set beside it."""
+    gate: GateConfig | None = GateConfig()
+    """What a version must show before the alias moves to it. Null moves the alias to every registered version."""
 
+    @field_validator("name", mode="before")
+    @classmethod
+    def _check_name(cls, name: object) -> object:
+        return check_model_name(name)
 
-class ServingConfig(Section):
-    """The HTTP endpoint."""
-
-    host: str = "127.0.0.1"
-    """Address that the endpoint listens on."""
-    port: int = Field(default=8000, ge=1, le=65535)
-    """Port that the endpoint listens on."""
-    num_replicas: PositiveInt = 1
-    """Number of replicas, each with its own copy of the model."""
-    num_cpus: PositiveFloat = 1
-    """CPUs per replica."""
-    num_gpus: float = Field(default=0, ge=0)
-    """GPUs per replica."""
-    max_batch_size: PositiveInt = 16
-    """Maximum number of requests that a replica processes in one batch."""
-    max_new_tokens: PositiveInt = 512
-    """Maximum length of a generated output, in tokens. Also the default of a request without a limit."""
-    max_queued_requests: PositiveInt = 128
-    """Maximum number of waiting requests; further ones get HTTP status 429."""
+    @field_validator("alias", mode="before")
+    @classmethod
+    def _check_alias(cls, alias: object) -> object:
+        return check_alias(alias)
 
 
 class Config(Section):
@@ -118,4 +109,22 @@ class Config(Section):
             raise ValueError("train.validation needs data.validation_fraction above 0, such as 0.05")
         if self.model.lora is not None and self.model.lora.quantize and self.train.zero_stage == 3:
             raise ValueError("model.lora.quantize needs train.zero_stage 0, 1 or 2: 4-bit weights can't be sharded")
+        if self.data.labels is None and (self.evidence.only_labels or self.serving.only_labels):
+            raise ValueError("evidence.only_labels and serving.only_labels need data.labels")
+        check_served_models(self.registry, self.serving)
         return self
+
+    @property
+    def evidence_labels(self) -> tuple[str, ...] | None:
+        """The labels that answers are limited to in the evidence; None if they are free."""
+        return self.data.labels if self.evidence.only_labels else None
+
+
+def check_served_models(registry: RegistryConfig, serving: ServingConfig) -> None:
+    """Check that no name stands for two models at the endpoint.
+
+    Raises:
+        ValueError: one does.
+    """
+    if registry.alias in serving.also_serve:
+        raise ValueError(f"serving.also_serve: {registry.alias} is registry.alias, which is served anyway; remove it")

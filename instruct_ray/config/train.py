@@ -8,10 +8,10 @@ from instruct_ray.config.section import Section
 
 
 class ValidationConfig(Section):
-    """Validation of each checkpoint on held-out rows, in a task that runs while training continues."""
+    """Validation of each checkpoint on held-out rows: the workers compute the loss, a task generates answers."""
 
     num_rows: PositiveInt = 256
-    """Number of validation rows (see `data.validation_fraction`) whose loss is computed."""
+    """Number of validation rows (see `data.validation_fraction`) whose loss is computed; training waits meanwhile."""
     num_answers: int = Field(default=32, ge=0)
     """For this many of these rows, also generate the output and compare it with the expected one. Slow; 0 disables
     it."""
@@ -22,6 +22,9 @@ class ValidationConfig(Section):
     disables it."""
     max_new_tokens: PositiveInt = 64
     """Maximum length of a generated output, in tokens."""
+    max_wait_seconds: PositiveFloat = 3600
+    """Longest wait at a checkpoint for the task of the one before. Then the task is cancelled, and training continues
+    without its answers."""
     num_cpus: PositiveFloat = 1
     """CPUs of the validation task."""
     num_gpus: float = Field(default=0, ge=0)
@@ -70,7 +73,7 @@ class TrainConfig(Section):
     schedule: Literal["cosine", "linear", "constant"] = "cosine"
     """Learning rate after the warm-up: cosine or linear decay to zero, or constant."""
     weight_decay: float = Field(default=0.0, ge=0)
-    """Decoupled weight decay of AdamW."""
+    """Decoupled weight decay of AdamW, on all weights but norms and biases."""
     max_grad_norm: PositiveFloat = 1.0
     """Gradients with a larger norm are scaled down to this norm."""
     zero_stage: Literal[0, 1, 2, 3] = 1
@@ -78,7 +81,11 @@ class TrainConfig(Section):
     offload: OffloadConfig = OffloadConfig()
     """What is kept in CPU memory instead of GPU memory."""
     precision: Literal["bf16", "fp32"] = "bf16"
-    """bf16 computes in bfloat16 and keeps fp32 master weights; fp32 does everything in fp32."""
+    """bf16 computes in bfloat16, adds up gradients in fp32 and keeps fp32 master weights; fp32 does everything in
+    fp32. A CPU without bf16 instructions takes many times as long in bf16: `instruct-ray doctor` says so."""
+    packed: bool = True
+    """Train on packs, after a check that this changes nothing. `false` trains with padding, which is slower: for a base
+    model for which the check can't be run."""
     activation_checkpointing: bool = False
     """Keep only the input of each layer for the backward pass and recompute the rest. Needs less memory, but a third
     more time."""
@@ -87,7 +94,8 @@ class TrainConfig(Section):
     workers as fit the cluster; when a node is lost or added, training resumes from the newest checkpoint with fewer or
     more workers."""
     cpus_per_worker: PositiveInt = 1
-    """CPUs per worker; without a GPU also its number of compute threads."""
+    """CPUs per worker; without a GPU also its number of compute threads. With GPUs, an offloaded optimizer computes on
+    all CPUs of the node, divided by its workers."""
     use_gpu: bool = False
     """Train on GPUs, one per worker, with NCCL. Otherwise on CPUs, with gloo."""
     wait_for_nodes: int = Field(default=0, ge=0)

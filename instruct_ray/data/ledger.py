@@ -19,7 +19,7 @@ RowOutcome = Literal[
     "duplicate",  # equal to an earlier row, which is kept
     "near_duplicate",  # too similar to a held-out row to be trained on
     "too_long",  # longer than data.max_tokens or a pack
-    "left_out",  # skipped by a weight below 1
+    "left_out",  # skipped by a weight below 1, or by data.train_fraction
     "quarantined",  # can't be used; `reason` and `detail` explain why
 ]
 ROW_OUTCOMES: tuple[RowOutcome, ...] = get_args(RowOutcome)

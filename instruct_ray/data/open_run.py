@@ -8,6 +8,7 @@ from instruct_ray.base_model.hf_config import load_hf_config
 from instruct_ray.base_model.info import BaseModelInfo
 from instruct_ray.base_model.record import check_base_unchanged
 from instruct_ray.base_model.resolve import resolve_base_model
+from instruct_ray.base_model.untrained_tokens import find_untrained_tokens, read_adapter_token_ids
 from instruct_ray.config.schema import Config
 from instruct_ray.data.packs.dataset import PackedDataset, find_packs
 from instruct_ray.data.rendering.derive_contract import resolve_renderer
@@ -60,7 +61,19 @@ class OpenRun:
         Raises:
             InputError: the chat template can't be used.
         """
-        return resolve_renderer(self.base_model, self.config.data.system_prompt)
+        return resolve_renderer(self.base_model, self.config.data.system_prompt, self.config.data.labels)
+
+    @cached_property
+    def untrained_tokens(self) -> tuple[int, ...]:
+        """Ids of the chat template's tokens that neither the base model nor the adapter on it was trained on.
+
+        Raises:
+            InputError: the base model or its chat template can't be used.
+        """
+        token_ids, base_model = self.renderer.template_token_ids(), self.base_model
+        trained = () if base_model.adapter is None else read_adapter_token_ids(base_model.adapter)
+        untrained = find_untrained_tokens(base_model.folder, self.hf_config, token_ids)
+        return tuple(token_id for token_id in untrained if token_id not in trained)
 
     @cached_property
     def packs(self) -> PackedDataset:
@@ -70,6 +83,22 @@ class OpenRun:
             InputError: the run has none yet.
         """
         return find_packs(self.folder)
+
+    def describe_untrained_tokens(self) -> str | None:
+        """What untrained tokens mean for a LoRA run, in one line; None if there are none, or if all is trained."""
+        lora = self.config.model.lora
+        if lora is None or not self.untrained_tokens:
+            return None
+        tokens = ", ".join(self.renderer.tokenizer.convert_ids_to_tokens(self.untrained_tokens))
+        start = f"model.base: {self.base_model.name} was never trained on {tokens}, which its chat template uses"
+        if self.base_model.adapter is not None:
+            return f"{start}; an adapter that is trained further gets no rows for them, so train a new one on its base"
+        if lora.train_untrained_tokens:
+            return f"{start}; their rows of the embedding and the output head are trained besides the adapter"
+        return (
+            f"{start}, and LoRA does not change their rows, so answers may not stop; set "
+            "model.lora.train_untrained_tokens=true, or train all weights"
+        )
 
     def freeze(self) -> None:
         """Freeze the config sections of the stage; called once something has been created from them."""

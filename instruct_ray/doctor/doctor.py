@@ -23,9 +23,14 @@ from instruct_ray.training.capacity.checks import check_capacity
 from instruct_ray.training.capacity.findings import CheckInput, Finding
 from instruct_ray.training.capacity.model_sizer import ModelSizer
 from instruct_ray.training.capacity.placement import worker_resources
-from instruct_ray.training.driver.build_spec import build_plan, check_base_trainable, check_contract
+from instruct_ray.training.driver.build_spec import (
+    build_plan,
+    check_base_trainable,
+    check_contract,
+    packing_incompatibility,
+)
+from instruct_ray.training.driver.trained_tokens import resolve_trained_tokens
 from instruct_ray.training.model.packing_check import PackingCheck, load_or_run_packing_check
-from instruct_ray.training.model.requirements import find_packing_incompatibility
 from instruct_ray.training.worker.spec import PACKING_CHECK_FILE
 
 STYLES = {"ok": "green", "warning": "yellow", "error": "red"}
@@ -42,16 +47,20 @@ def run_checks(
     run = open_run(config, "tune")
     status("reading the base model and the packs")
     check_base_trainable(run)
-    incompatibility = find_packing_incompatibility(run.hf_config, config.data.max_tokens)
+    incompatibility = packing_incompatibility(run.hf_config, config)
+    token_ids = resolve_trained_tokens(run)
     is_prepared = bool(finished_pack_dirs(run.folder))
     if is_prepared:
         check_contract(run)
-        sizer = ModelSizer.from_packs(run.hf_config, incompatibility, run.packs, config.train)
+        sizer = ModelSizer.from_packs(run.hf_config, incompatibility, run.packs, config.train, token_ids)
     else:
-        sizer = ModelSizer.upper_bound(run.hf_config, config.data.pack_tokens, config.train)
+        sizer = ModelSizer.upper_bound(run.hf_config, incompatibility, config.data.pack_tokens, config.train, token_ids)
     start_ray()
     status("checking the cluster")
-    findings = check_capacity(CheckInput(run.folder.path, config.model.lora, config.train, sizer))
+    findings = [
+        *_check_tokens(run, token_ids),
+        *check_capacity(CheckInput(run.folder.path, config.model.lora, config.train, sizer)),
+    ]
     if not is_prepared:
         message = "not prepared yet, so memory is estimated for packs full of target tokens; run `instruct-ray prepare`"
         return [*findings, Finding("packs", "warning", message), *_not_timed("no packs yet", is_timed=is_timed)]
@@ -72,6 +81,11 @@ def print_findings(findings: list[Finding], console: Console) -> None:
     for finding in findings:
         table.add_row(finding.check, Text(finding.verdict, STYLES[finding.verdict]), Text(finding.message))
     console.print(table)
+
+
+def _check_tokens(run: OpenRun, token_ids: tuple[int, ...]) -> Iterator[Finding]:
+    if notice := run.describe_untrained_tokens():
+        yield Finding("tokens", "ok" if set(run.untrained_tokens) <= set(token_ids) else "warning", notice)
 
 
 def _check_steps(config: Config, packs: PackedDataset) -> Iterator[Finding]:

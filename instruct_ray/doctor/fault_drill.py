@@ -25,6 +25,7 @@ from instruct_ray.doctor.drill_report import (
     record_step_rows,
 )
 from instruct_ray.doctor.trial_run import copy_packing_check, temporary_run, trial_plan
+from instruct_ray.errors import RunFailedError
 from instruct_ray.files import atomic_write_json
 from instruct_ray.run.folder import RunFolder
 from instruct_ray.training.checkpoint.manifest import find_committed
@@ -52,7 +53,7 @@ def run_fault_drill(config: Config, status: Callable[[str], None], start_ray: Ca
 
     Raises:
         InputError: the packs are not prepared, or the base model can't be trained on them.
-        RuntimeError: training failed for another reason than the kill.
+        RuntimeError: training failed for another reason than the kill; a RunFailedError if it is known.
     """
     run = open_run(config, "tune")
     plan = trial_plan(config, run.packs)
@@ -107,12 +108,12 @@ def _train(train: TrainConfig, folder: RunFolder, spec: WorkerSpec, checked_in: 
     copy_packing_check(checked_in.path, folder.path)
     outcome = run_ray_train(train, folder, spec, loop=recording_loop(folder.path))
     if outcome.ending is not Ending.FINISHED:
-        raise RuntimeError(f"training stopped: {outcome.reason}")
+        raise RunFailedError(f"training stopped: {outcome.reason}")
 
 
 def _drill_options(train: TrainConfig) -> dict[str, Any]:
     """Options of the drill runs. An elastic run gets a fixed number of workers: the weights depend on it."""
-    return {"checkpoint_every": CHECKPOINT_EVERY, "num_checkpoints": 2, "max_failures": 1} | (
+    return {"checkpoint_every": CHECKPOINT_EVERY, "num_checkpoints": 2, "max_failures": 1, "validation": None} | (
         {"num_workers": train.max_workers} if train.is_elastic else {}
     )
 

@@ -13,6 +13,7 @@ from instruct_ray.config.schema import Config
 from instruct_ray.data.open_run import OpenRun
 from instruct_ray.data.packs.dataset import PackedDataset
 from instruct_ray.data.packs.plan import BatchPlan
+from instruct_ray.errors import RunFailedError
 from instruct_ray.run.folder import RunFolder
 from instruct_ray.training.driver.build_spec import build_plan, build_worker_spec
 from instruct_ray.training.driver.launch import run_ray_train
@@ -47,7 +48,7 @@ def time_steps(run: OpenRun, status: Callable[[str], None]) -> StepTiming:
 
     Raises:
         InputError: the packs are not prepared, or the base model can't be trained on them.
-        RuntimeError: training failed.
+        RuntimeError: training failed; a RunFailedError if the reason is known.
     """
     plan = trial_plan(run.config, run.packs)
     train = run.config.train.model_copy(update={"checkpoint_every": NEVER, "max_failures": 0, "validation": None})
@@ -58,7 +59,7 @@ def time_steps(run: OpenRun, status: Callable[[str], None]) -> StepTiming:
         status(f"timing {plan.num_steps} steps of {train.max_workers} worker(s)")
         outcome = run_ray_train(train, folder, spec)
         if outcome.ending is not Ending.FINISHED:
-            raise RuntimeError(f"training stopped: {outcome.reason}")
+            raise RunFailedError(f"training stopped: {outcome.reason}")
         metrics = [json.loads(line) for line in folder.metrics_file.read_text().splitlines()]
     seconds = [step["seconds"] for step in metrics[NUM_WARM_UP_STEPS:]]
     return StepTiming(statistics.median(seconds), len(seconds), build_plan(run.config, run.packs).num_steps)

@@ -1,89 +1,161 @@
-"""The arms of the comparison: base model zero-shot, base model few-shot, and tuned model, on the same held-out rows."""
+"""The arms of the comparison, and the prompts of those that are answered here: base, tuned model and champion. Pure."""
 
-import hashlib
-import heapq
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
-from instruct_ray.data.ledger import trained_row_ids
-from instruct_ray.data.open_run import OpenRun
-from instruct_ray.data.prepare.source_changes import find_run_files
-from instruct_ray.data.rendering.contract import Message
+from instruct_ray.config.evidence import EvidenceConfig
 from instruct_ray.data.rendering.renderer import Renderer
-from instruct_ray.data.row_id import format_row_id
-from instruct_ray.data.sources.files import split_into_chunks
-from instruct_ray.data.sources.readers import read_records
-from instruct_ray.data.sources.row_formats import parse_row
 from instruct_ray.data.sources.triple import Triple
+from instruct_ray.errors import InputError
+from instruct_ray.evidence.answers import ArmKind
+from instruct_ray.evidence.prompts import (
+    few_shot_counts,
+    few_shot_prompt,
+    fit_to_context,
+    name_rejected_prompt,
+    passages_prompt,
+    zero_shot_prompts,
+)
+
+ZERO_SHOT, RAG, TUNED, TUNED_RAG, CHAMPION = "zero_shot", "rag", "tuned", "tuned_rag", "champion"
+
+# What to do about a prompt that can't be asked.
+PREPARE_AGAIN = "use a lower data.max_tokens under another run.name"
+WITHOUT_CHAMPION = "evidence.compare_champion=false leaves the champion out"
+
+
+@dataclass(frozen=True)
+class LocalModel:
+    """A model that an engine answers with."""
+
+    name: str
+    """`base`, `tuned` or `champion`."""
+    folder: Path
+    renderer: Renderer
+    context: int
+    """Maximum number of tokens of prompt and answer together."""
+    identity: str
+    """Digest of what decides its answers."""
+    num_bytes: int
+    """Size of the files of its weights, with those of an adapter's base model."""
 
 
 @dataclass(frozen=True)
 class Arm:
-    """A model and the prompts it answers, one per held-out row."""
+    """A model and the prompts it answers, one per row."""
 
     name: str
-    model_dir: Path
+    kind: ArmKind
+    description: str
+    model: LocalModel
     prompts: list[list[int]]
 
 
+@dataclass(frozen=True)
+class Additions:
+    """What goes into prompts besides the row, best first; shape [rows]."""
+
+    examples: Sequence[Sequence[Triple]]
+    passages: Sequence[Sequence[str]] | None = None
+    """None without documents."""
+
+
 def make_arms(
-    renderer: Renderer, base_dir: Path, tuned_dir: Path, rows: Sequence[Triple], examples: Sequence[Triple]
-) -> list[Arm]:
-    """Make the three arms, with all prompts rendered by the contract of the tuned model.
+    base: LocalModel, tuned: LocalModel, rows: Sequence[Triple], additions: Additions, evidence: EvidenceConfig
+) -> tuple[list[Arm], list[str]]:
+    """Make the arms of base and tuned model, with all prompts rendered by the contract of the tuned model.
 
-    Args:
-        renderer: the renderer of the tuned model.
-        base_dir: folder of the base model.
-        tuned_dir: folder of the tuned model.
-        rows: the held-out rows.
-        examples: training rows that the few-shot arm gets as earlier turns of the chat.
+    Returns:
+        The arms, and notes on what did not fit into their prompts.
     """
-    example_turns: list[Message] = []
-    for example in examples:
-        example_turns += renderer.messages(example.instruction, example.input)
-        example_turns.append({"role": "assistant", "content": example.output})
-    chats = [renderer.chat(row) for row in rows]
-    zero_shot = [renderer.prompt(chat) for chat in chats]
-    few_shot = [renderer.prompt(_insert_examples(chat, example_turns)) for chat in chats]
-    return [
-        Arm("zero_shot", base_dir, zero_shot),
-        Arm("few_shot", base_dir, few_shot),
-        Arm("tuned", tuned_dir, zero_shot),
-    ]
+    prompts, notes = zero_shot_prompts(tuned.renderer, rows, TUNED, PREPARE_AGAIN), list[str]()
+    arms = [Arm(ZERO_SHOT, ArmKind.PROMPTING, "The base model, with the row alone.", base, prompts)]
+    for count in few_shot_counts(evidence):
+        available = max(map(len, additions.examples), default=0)
+        if available:
+            arms.append(_make_few_shot(base, rows, additions.examples, count, evidence, notes))
+    tuned_arms = [Arm(TUNED, ArmKind.TUNED, "The tuned model, with the row alone.", tuned, prompts)]
+    if additions.passages is not None:
+        texts = f"up to {evidence.num_passages} passages of evidence.documents in its prompt."
+        with_passages = _make_with_passages(base, rows, additions.passages, evidence, notes)
+        arms.append(Arm(RAG, ArmKind.PROMPTING, f"The base model, with {texts}", base, with_passages))
+        tuned_arms.append(Arm(TUNED_RAG, ArmKind.TUNED, f"The tuned model, with {texts}", tuned, with_passages))
+    return arms + tuned_arms, notes
 
 
-def choose_few_shot_examples(run: OpenRun) -> list[Triple]:
-    """Choose `evidence.num_few_shot` training rows by a seeded hash, with as many different outputs as possible."""
-    count, seed = run.config.evidence.num_few_shot, run.config.run.seed
-
-    def rank(row: Triple) -> str:
-        return hashlib.sha256(f"{seed}:{row.id}".encode()).hexdigest()
-
-    # First one row per output: examples with the same output would teach the model that output.
-    best_by_output: dict[str, Triple] = {}
-    for row in _read_training_rows(run):
-        if row.output not in best_by_output or rank(row) < rank(best_by_output[row.output]):
-            best_by_output[row.output] = row
-    examples = heapq.nsmallest(count, best_by_output.values(), key=rank)
-    if len(examples) < count:
-        chosen_ids = {row.id for row in examples}
-        remaining = (row for row in _read_training_rows(run) if row.id not in chosen_ids)
-        examples += heapq.nsmallest(count - len(examples), remaining, key=rank)
-    return examples
+def make_champion_arm(champion: LocalModel, version: str, rows: Sequence[Triple]) -> Arm:
+    """Make the arm of a registered version, whose prompts are rendered by its own contract."""
+    description = f"Version {version} of the registered model, the champion at the time of the evaluation."
+    prompts = zero_shot_prompts(champion.renderer, rows, CHAMPION, WITHOUT_CHAMPION)
+    return Arm(CHAMPION, ArmKind.CHAMPION, description, champion, prompts)
 
 
-def _insert_examples(chat: list[Message], example_turns: list[Message]) -> list[Message]:
-    """Insert the examples after the system message of a chat, if it has one, and before its other messages."""
-    start = 1 if chat[0]["role"] == "system" else 0
-    return [*chat[:start], *example_turns, *chat[start:]]
+def check_prompts_fit(arms: Sequence[Arm], rows: Sequence[Triple]) -> None:
+    """Check that each prompt leaves room for at least one token of an answer.
+
+    Raises:
+        InputError: one does not; names the arm and the row.
+    """
+    for arm in arms:
+        for row, prompt in zip(rows, arm.prompts, strict=True):
+            if len(prompt) >= arm.model.context:
+                remedy = WITHOUT_CHAMPION if arm.kind is ArmKind.CHAMPION else PREPARE_AGAIN
+                raise InputError(
+                    f"{arm.name}: the prompt of test row {row.id} has {len(prompt)} tokens, which leaves no room for "
+                    f"an answer in the model's context of {arm.model.context}; {remedy}"
+                )
 
 
-def _read_training_rows(run: OpenRun) -> Iterator[Triple]:
-    """Read the rows that the model was trained on, from the source files."""
-    row_ids = trained_row_ids(run.packs.path)
-    for chunk in split_into_chunks(find_run_files(run.config)):
-        for record in read_records(chunk, run.config.data):
-            row_id = format_row_id(chunk.file.number, record.position)
-            if row_id in row_ids:
-                yield parse_row(record.value, row_id, run.config.data.sources[chunk.file.source])
+def _make_few_shot(
+    base: LocalModel,
+    rows: Sequence[Triple],
+    examples: Sequence[Sequence[Triple]],
+    count: int,
+    evidence: EvidenceConfig,
+    notes: list[str],
+) -> Arm:
+    name = f"few_shot_{count}"
+    asked = [found[:count] for found in examples]
+    fitted = [_fit_examples(base, name, row, found, evidence) for row, found in zip(rows, asked, strict=True)]
+    numbers = [number for _, number in fitted]
+    num_fewer = sum(number < count for number in numbers)
+    if num_fewer:
+        notes.append(
+            f"{name} has {min(numbers)} to {max(numbers)} examples in {num_fewer} of {len(rows)} prompts: more don't "
+            f"fit into the model's context of {base.context}, or there are no more training rows"
+        )
+    choice = "the same for every row" if evidence.few_shot_choice == "random" else "those most similar to the row"
+    description = f"The base model, with {count} training rows as earlier turns of the chat, {choice}."
+    return Arm(name, ArmKind.PROMPTING, description, base, [prompt for prompt, _ in fitted])
+
+
+def _fit_examples(
+    base: LocalModel, name: str, row: Triple, examples: Sequence[Triple], evidence: EvidenceConfig
+) -> tuple[list[int], int]:
+    make: Callable[[Sequence[Triple]], list[int]] = partial(few_shot_prompt, base.renderer, row)
+    with name_rejected_prompt(name, row, "set evidence.num_few_shot=0"):
+        return fit_to_context(make, examples, base.context - evidence.max_new_tokens)
+
+
+def _make_with_passages(
+    base: LocalModel,
+    rows: Sequence[Triple],
+    passages: Sequence[Sequence[str]],
+    evidence: EvidenceConfig,
+    notes: list[str],
+) -> list[list[int]]:
+    prompts, num_fewer = [], 0
+    for row, found in zip(rows, passages, strict=True):
+        make: Callable[[Sequence[str]], list[int]] = partial(passages_prompt, base.renderer, row)
+        with name_rejected_prompt(RAG, row, "leave evidence.documents empty"):
+            prompt, number = fit_to_context(make, found, base.context - evidence.max_new_tokens)
+        prompts.append(prompt)
+        num_fewer += number < len(found)
+    if num_fewer:
+        notes.append(
+            f"rag and tuned_rag have fewer than {evidence.num_passages} passages in {num_fewer} of {len(rows)} "
+            f"prompts: more don't fit into the model's context of {base.context}"
+        )
+    return prompts

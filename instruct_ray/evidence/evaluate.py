@@ -1,29 +1,24 @@
-"""The evaluate stage: every arm answers the held-out rows, with the engine that serves -> evidence."""
+"""driver: the evaluate stage: every arm answers the held-out rows, with the engine that serves -> evidence."""
 
-import itertools
 import json
-import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
-
-import ray
 
 from instruct_ray.config.schema import Config
 from instruct_ray.data.open_run import OpenRun, open_run
 from instruct_ray.data.prepare.source_changes import check_sources_unchanged
-from instruct_ray.data.rendering.renderer import Renderer, load_renderer
-from instruct_ray.data.sources.triple import Triple
 from instruct_ray.errors import InputError
-from instruct_ray.evidence.arms import Arm, choose_few_shot_examples, make_arms
-from instruct_ray.evidence.metrics import contains_expected, fraction, is_exact
-from instruct_ray.files import atomic_write_json, atomic_write_text
-from instruct_ray.inference.engine import Completion, SamplingParams
-from instruct_ray.inference.engine_actor import start_engine_actor
+from instruct_ray.evidence.asking.journal import JOURNAL_FILE, Journal
+from instruct_ray.evidence.asking.latency import describe_latency
+from instruct_ray.evidence.asking.local import LocalAsker
+from instruct_ray.evidence.limits import describe_labels, describe_limits, describe_sample
+from instruct_ray.evidence.plan import Plan, make_plan
+from instruct_ray.evidence.results.build import EvidenceSettings, build_evidence
+from instruct_ray.evidence.results.files import write_results
+from instruct_ray.inference.loading import model_digest
 from instruct_ray.run.folder import CONTRACT_FILE, RunFolder
-
-# Prompts per call of the engine actor: a few batches, so that progress is shown between calls.
-PROMPTS_PER_CALL = 32
+from instruct_ray.run.lock import RunLock, run_lock
 
 
 @dataclass(frozen=True)
@@ -32,15 +27,6 @@ class Evidence:
 
     values: dict[str, Any]
     already_done: bool
-
-
-@dataclass(frozen=True)
-class _ArmResult:
-    """The result of one arm."""
-
-    metrics: dict[str, float]
-    answers: list[str]
-    """One answer per held-out row."""
 
 
 def load_evidence(config: Config) -> dict[str, Any]:
@@ -57,7 +43,9 @@ def load_evidence(config: Config) -> dict[str, Any]:
 
 
 def evaluate(config: Config, status: Callable[[str], None], start_ray: Callable[[], None]) -> Evidence:
-    """Answer the held-out rows with every arm and write `evidence.json` and `answers.jsonl`.
+    """Answer the held-out rows with every arm and write `evidence.json`, `answers.jsonl` and `suspicious.jsonl`.
+
+    Killed anywhere and called again, it asks for no answer a second time.
 
     Args:
         config: the config of the run.
@@ -65,7 +53,9 @@ def evaluate(config: Config, status: Callable[[str], None], start_ray: Callable[
         start_ray: called once the run is known to be ready for evaluation.
 
     Raises:
-        InputError: the run is not tuned yet, or its config or its sources have changed.
+        InputError: the run is not tuned yet, its config or its sources have changed, a prompt exceeds the model's
+            context, a document, metric or rival can't be used, or another process is working on the run.
+        UnavailableError: the registry of the standing champion does not respond.
     """
     run = open_run(config, "evaluate")
     folder = run.folder
@@ -73,82 +63,53 @@ def evaluate(config: Config, status: Callable[[str], None], start_ray: Callable[
         raise InputError(f"{folder.model_dir}: no tuned model; run `instruct-ray tune` with this config first")
     if folder.evidence_file.is_file():
         return Evidence(load_evidence(config), already_done=True)
-    check_sources_unchanged(run)
-    renderer = load_renderer(folder.model_dir)
-    rows = [Triple.load(json.loads(line)) for line in folder.test_rows_file.read_text().split("\n") if line]
-    initial_model_dir = run.base_model.initial_model_dir
-    arms = make_arms(renderer, initial_model_dir, folder.model_dir, rows, choose_few_shot_examples(run))
-    start_ray()
-    results: dict[str, _ArmResult] = {}
-    for model_dir, model_arms in itertools.groupby(arms, key=lambda arm: arm.model_dir):
-        status("loading the model")
-        engine = start_engine_actor(model_dir, renderer.contract, config.serving)
-        results |= {arm.name: _run_arm(arm, engine, renderer, rows, config, status) for arm in model_arms}
-        ray.kill(engine)
-    run.freeze()
-    return _write_evidence(run, renderer.contract.digest, rows, results)
+    with run_lock(folder.path) as lock:
+        if folder.evidence_file.is_file():
+            # Written by a process that held the lock until now.
+            return Evidence(load_evidence(config), already_done=True)
+        check_sources_unchanged(run)
+        with Journal(folder.evidence_file.with_name(JOURNAL_FILE)) as journal:
+            return _evaluate(run, lock, journal, status, start_ray)
 
 
-def _run_arm(
-    arm: Arm, engine: Any, renderer: Renderer, rows: Sequence[Triple], config: Config, status: Callable[[str], None]
-) -> _ArmResult:
-    answers = [
-        renderer.tokenizer.decode(completion.token_ids, skip_special_tokens=True)
-        for completion in _generate(arm, engine, config, status)
-    ]
-    exact = [is_exact(answer, row.output) for answer, row in zip(answers, rows, strict=True)]
-    contained = [contains_expected(answer, row.output) for answer, row in zip(answers, rows, strict=True)]
-    metrics = {
-        "accuracy": fraction(exact),
-        "label_found": fraction(contained),
-        "prompt_tokens": statistics.fmean(len(prompt) for prompt in arm.prompts),
-        "latency_p50_seconds": _measure_latency(arm, engine, config, status),
-    }
-    return _ArmResult(metrics, answers)
-
-
-def _generate(arm: Arm, engine: Any, config: Config, status: Callable[[str], None]) -> list[Completion]:
-    """Generate the completions of all prompts of an arm, in order."""
-    sampling = SamplingParams(config.evidence.max_new_tokens)
-    # Prompts of similar length share a batch, which needs less padding.
-    order = sorted(range(len(arm.prompts)), key=lambda index: len(arm.prompts[index]))
-    completions: dict[int, Completion] = {}
-    for start in range(0, len(order), PROMPTS_PER_CALL):
-        indices = order[start : start + PROMPTS_PER_CALL]
-        results, _ = ray.get(engine.generate.remote([arm.prompts[index] for index in indices], sampling))
-        completions |= dict(zip(indices, results, strict=True))
-        status(f"{arm.name}: {len(completions)}/{len(order)} rows")
-    return [completions[index] for index in range(len(order))]
-
-
-def _measure_latency(arm: Arm, engine: Any, config: Config, status: Callable[[str], None]) -> float:
-    """Measure the median latency of single requests, in seconds."""
-    sampling, num_requests = SamplingParams(config.evidence.max_new_tokens), config.evidence.num_latency_rows
-    latencies: list[float] = []
-    for prompt in arm.prompts[:num_requests]:
-        _, seconds = ray.get(engine.generate.remote([prompt], sampling))
-        latencies.append(seconds)
-        status(f"{arm.name}: latency, {len(latencies)} of {num_requests} requests")
-    return statistics.median(latencies)
-
-
-def _write_evidence(
-    run: OpenRun, contract_digest: str, rows: Sequence[Triple], results: dict[str, _ArmResult]
+def _evaluate(
+    run: OpenRun, lock: RunLock, journal: Journal, status: Callable[[str], None], start_ray: Callable[[], None]
 ) -> Evidence:
-    values = {
-        "num_test": len(rows),
-        "num_few_shot": run.config.evidence.num_few_shot,
-        "max_new_tokens": run.config.evidence.max_new_tokens,
-        "normalisation": "case folded, inner white space single, punctuation at both ends removed",
-        "contract_digest": contract_digest,
-        "arms": {name: result.metrics for name, result in results.items()},
-    }
-    lines = []
-    for index, row in enumerate(rows):
-        answers = {name: result.answers[index] for name, result in results.items()}
-        lines.append(json.dumps({"id": row.id, "expected": row.output, **answers}, ensure_ascii=False) + "\n")
-    evidence_file = run.folder.evidence_file
-    atomic_write_text(evidence_file.with_name("answers.jsonl"), "".join(lines))
-    # Written last: the stage is finished when this file exists.
-    atomic_write_json(evidence_file, values)
+    config = run.config
+    plan = make_plan(run, status)
+    for rival in plan.rivals:
+        rival.answer(journal, status)
+    local = LocalAsker(plan.arms, config, journal, status)
+    if not local.is_finished or any(rival.latency_key not in journal for rival in plan.rivals):
+        start_ray()
+        local.ask({rival.name: rival for rival in plan.rivals})
+    arms = [*local.collect(), *(rival.collect(journal) for rival in plan.rivals)]
+    num_cut = {arm.name: arm.num_cut for arm in arms}
+    notes = [
+        *describe_labels(config.evidence_labels),
+        *describe_sample(len(plan.rows.rows), plan.rows.num_held_out, config.evidence.max_rows),
+        *plan.notes,
+        *describe_limits(plan.renderer, plan.rows.triples, num_cut, config.evidence.max_new_tokens),
+        *describe_latency(journal, local.latency_keys),
+    ]
+    values = build_evidence(plan.rows, arms, _settings(run, plan, notes))
+    values["model_digest"] = model_digest(run.folder.model_dir)
+    lock.check()
+    # Only now: a measure that fails may still be changed.
+    run.freeze()
+    write_results(run.folder.evidence_file, values, plan.rows, arms)
+    journal.remove()
     return Evidence(values, already_done=False)
+
+
+def _settings(run: OpenRun, plan: Plan, notes: list[str]) -> EvidenceSettings:
+    config = run.config
+    return EvidenceSettings(
+        contract_digest=plan.renderer.contract.digest,
+        max_new_tokens=config.evidence.max_new_tokens,
+        margin=config.evidence.margin,
+        scorer=plan.scorer,
+        trained_tokens=run.packs.manifest["num_computed_tokens"] * config.train.epochs,
+        notes=notes,
+        champion_version=plan.champion_version,
+    )

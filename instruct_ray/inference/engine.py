@@ -4,10 +4,15 @@ import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from pathlib import Path
 from typing import Literal, Protocol
 
 # "length": max_new_tokens were generated; "cancelled": the client no longer wants the completion.
 FinishReason = Literal["stop", "length", "cancelled", "error"]
+
+
+# Below it, dividing logits by the temperature could overflow, and no other token would be sampled anyway.
+MIN_TEMPERATURE = 1e-5
 
 
 @dataclass(frozen=True)
@@ -16,10 +21,44 @@ class SamplingParams:
 
     max_new_tokens: int
     temperature: float = 0.0
-    """0 is greedy decoding."""
+    """0, or anything below MIN_TEMPERATURE, is greedy decoding."""
     top_p: float = 1.0
     seed: int | None = None
-    """Makes a sampled completion repeatable."""
+    """Makes a sampled completion repeatable, whatever other requests share its batch."""
+    presence_penalty: float = 0.0
+    """Subtracted from the logit of each token that the completion has."""
+    frequency_penalty: float = 0.0
+    """Subtracted from the logit of each token, for each time that the completion has it."""
+    logit_bias: tuple[tuple[int, float], ...] = ()
+    """Added to the logits of some tokens, by token id."""
+    num_top_log_probs: int | None = None
+    """How many of the most likely tokens to report at each position, besides the chosen one; None reports nothing."""
+    grammar: str | None = None
+    """What the completion must be, see `Grammars`; None leaves it free."""
+
+    @property
+    def is_greedy(self) -> bool:
+        """Whether each token is the most likely one."""
+        return self.temperature < MIN_TEMPERATURE
+
+
+@dataclass(frozen=True)
+class TokenLogProbs:
+    """Log-probabilities at one position, as the model gives them: before temperature, penalties, bias and grammar."""
+
+    chosen: float
+    """Of the token that the completion has."""
+    top: tuple[tuple[int, float], ...]
+    """The most likely tokens, best first: token id and log-probability."""
+
+
+@dataclass(frozen=True)
+class Token:
+    """A token of a completion."""
+
+    id: int
+    log_probs: TokenLogProbs | None = None
+    """None if the request asks for none."""
 
 
 @dataclass
@@ -28,20 +67,29 @@ class GenerationRequest:
 
     prompt_ids: Sequence[int]
     sampling: SamplingParams
-    on_token: Callable[[int], None]
+    on_token: Callable[[Token], None]
     """Called with each new token except the stop token."""
     on_finish: Callable[[FinishReason], None]
     """Called exactly once, after the last token."""
+    adapter: str | None = None
+    """Name of the adapter that answers, of an engine that has several; None is the model itself."""
     cancelled: threading.Event = field(default_factory=threading.Event)
     """Set by the caller to stop the generation early."""
+    error: str | None = None
+    """Set by the engine before it finishes the request with "error": what failed."""
 
 
 @dataclass(frozen=True)
 class Completion:
     """A finished completion, without its stop token."""
 
-    token_ids: list[int]
+    tokens: list[Token]
     finish_reason: FinishReason
+
+    @property
+    def token_ids(self) -> list[int]:
+        """The ids of its tokens."""
+        return [token.id for token in self.tokens]
 
 
 class Engine(Protocol):
@@ -50,6 +98,10 @@ class Engine(Protocol):
     @property
     def max_context(self) -> int:
         """Maximum number of tokens of prompt and completion together."""
+
+    @property
+    def vocab_size(self) -> int:
+        """Number of token ids that the model can generate."""
 
     @property
     def is_alive(self) -> bool:
@@ -62,8 +114,30 @@ class Engine(Protocol):
         """Process the queued requests, then stop."""
 
 
+class UnsupportedAdapterError(Exception):
+    """An engine can't compute an adapter beside others; merged into a model of its own it can be computed."""
+
+
+class AdapterEngine(Engine, Protocol):
+    """An engine whose model is the base of adapters, which come and go while it answers requests."""
+
+    def add_adapter(self, name: str, adapter_dir: Path) -> None:
+        """Load an adapter. The folder may be temporary.
+
+        Raises:
+            UnsupportedAdapterError: the engine can't compute it.
+        """
+
+    def remove_adapter(self, name: str) -> None:
+        """Begin the queued requests for an adapter, then forget it."""
+
+
 def generate_all(
-    engine: Engine, prompts: Sequence[Sequence[int]], sampling: SamplingParams | Sequence[SamplingParams]
+    engine: Engine,
+    prompts: Sequence[Sequence[int]],
+    sampling: SamplingParams | Sequence[SamplingParams],
+    *,
+    num_at_once: int | None = None,
 ) -> list[Completion]:
     """Generate the completions of all prompts and wait for them.
 
@@ -71,26 +145,35 @@ def generate_all(
         engine: the engine to use.
         prompts: token ids of each prompt.
         sampling: parameters for all prompts, or one entry per prompt.
+        num_at_once: the most requests that the engine has at a time; None submits all at once.
 
     Returns:
         One completion per prompt, in the order of the prompts.
 
     Raises:
-        RuntimeError: the engine failed on at least one prompt.
+        RuntimeError: the engine failed on at least one prompt; names the first error.
     """
     params = [sampling] * len(prompts) if isinstance(sampling, SamplingParams) else sampling
-    token_ids: list[list[int]] = [[] for _ in prompts]
+    tokens: list[list[Token]] = [[] for _ in prompts]
     finish_reasons: list[FinishReason] = ["error"] * len(prompts)
     num_finished = threading.Semaphore(0)
+    free = threading.Semaphore(num_at_once or max(len(prompts), 1))
 
     def finish(index: int, reason: FinishReason) -> None:
         finish_reasons[index] = reason
+        free.release()
         num_finished.release()
 
-    for index, (prompt_ids, prompt_params) in enumerate(zip(prompts, params, strict=True)):
-        engine.submit(GenerationRequest(prompt_ids, prompt_params, token_ids[index].append, partial(finish, index)))
+    requests = [
+        GenerationRequest(prompt_ids, prompt_params, tokens[index].append, partial(finish, index))
+        for index, (prompt_ids, prompt_params) in enumerate(zip(prompts, params, strict=True))
+    ]
+    for request in requests:
+        free.acquire()
+        engine.submit(request)
     for _ in prompts:
         num_finished.acquire()
     if num_failed := finish_reasons.count("error"):
-        raise RuntimeError(f"the engine failed on {num_failed} of {len(prompts)} prompts; see its log")
-    return [Completion(ids, reason) for ids, reason in zip(token_ids, finish_reasons, strict=True)]
+        [first_error, *_] = [request.error for request in requests if request.error]
+        raise RuntimeError(f"the engine failed on {num_failed} of {len(prompts)} prompts: {first_error}")
+    return [Completion(found, reason) for found, reason in zip(tokens, finish_reasons, strict=True)]

@@ -6,10 +6,13 @@ from pathlib import Path
 
 import torch
 from peft import PeftModel
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import PreTrainedModel
 
+from instruct_ray.base_model.causal_lm import load_causal_lm
+from instruct_ray.base_model.check import check_adapter_folder, check_model_folder
+from instruct_ray.base_model.cpu_precision import is_bf16_fast
 from instruct_ray.base_model.digest import folder_digest
-from instruct_ray.base_model.resolve import ADAPTER_CONFIG
+from instruct_ray.base_model.info import ADAPTER_CONFIG
 from instruct_ray.errors import InputError
 from instruct_ray.files import sha256_file
 from instruct_ray.run.folder import CONTRACT_FILE, MODEL_METADATA_FILE
@@ -21,11 +24,32 @@ CONFIG_FILES = (CONTRACT_FILE, "config.json", "generation_config.json")
 def load_for_inference(model_dir: Path) -> PreTrainedModel:
     """Load a model or a merged adapter onto the GPU if there is one, in the precision it was saved in.
 
+    A bf16 model is computed in fp32 on a CPU that is slow in bf16. Its weights are the same numbers.
+
     Raises:
         InputError: the base model of the adapter was moved or changed since the adapter was trained.
     """
-    model = load_merged(model_dir) if (model_dir / ADAPTER_CONFIG).is_file() else _load_model(model_dir)
-    return model.eval().to("cuda" if torch.cuda.is_available() else "cpu")
+    is_adapter = (model_dir / ADAPTER_CONFIG).is_file()
+    model: PreTrainedModel = load_merged(model_dir) if is_adapter else load_causal_lm(model_dir, "auto")
+    if torch.cuda.is_available():
+        return model.eval().to("cuda")
+    if model.dtype == torch.bfloat16 and not is_bf16_fast():
+        model = model.float()
+    return model.eval()
+
+
+def check_loadable(model_dir: Path) -> None:
+    """Check, without reading weights, that a model or an adapter and its base model are complete.
+
+    Raises:
+        InputError: they are not. Says why.
+    """
+    base_dir = find_adapter_base(model_dir)
+    if base_dir is None:
+        check_model_folder(model_dir)
+    else:
+        check_adapter_folder(model_dir)
+        check_model_folder(base_dir)
 
 
 def load_merged(adapter_dir: Path) -> PreTrainedModel:
@@ -37,8 +61,10 @@ def load_merged(adapter_dir: Path) -> PreTrainedModel:
     base_dir = find_adapter_base(adapter_dir)
     if base_dir is None:
         raise InputError(f"{adapter_dir} is not an adapter folder: it has no {ADAPTER_CONFIG}")
-    _check_base_unchanged(adapter_dir, base_dir)
-    return PeftModel.from_pretrained(_load_model(base_dir), str(adapter_dir), torch_device="cpu").merge_and_unload()
+    check_base_unchanged(adapter_dir, base_dir)
+    base = load_causal_lm(base_dir, "auto")
+    merged: PreTrainedModel = PeftModel.from_pretrained(base, str(adapter_dir), torch_device="cpu").merge_and_unload()
+    return merged
 
 
 def find_adapter_base(model_dir: Path) -> Path | None:
@@ -78,7 +104,12 @@ def model_digest(model_dir: Path) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
-def _check_base_unchanged(adapter_dir: Path, base_dir: Path) -> None:
+def check_base_unchanged(adapter_dir: Path, base_dir: Path) -> None:
+    """Check that the base model of an adapter is the one that the adapter was trained on.
+
+    Raises:
+        InputError: it was changed since.
+    """
     metadata_file = adapter_dir / MODEL_METADATA_FILE
     # During an export the metadata is not written yet, and the base model has just been read.
     if not metadata_file.is_file():
@@ -89,9 +120,3 @@ def _check_base_unchanged(adapter_dir: Path, base_dir: Path) -> None:
         raise InputError(
             f"{adapter_dir}: the adapter was trained on {expected[:12]}, its base {base_dir} now holds {actual[:12]}"
         )
-
-
-def _load_model(model_dir: Path) -> PreTrainedModel:
-    return AutoModelForCausalLM.from_pretrained(
-        model_dir, local_files_only=True, use_safetensors=True, dtype="auto", attn_implementation="sdpa"
-    )

@@ -1,17 +1,29 @@
-"""The register stage: the tuned model and evidence of a run -> a registered version that the alias points to."""
+"""The register stage: the tuned model and evidence of a run -> a registered version, and the decision of the gate."""
 
 import json
 import logging
+import tempfile
 from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
+from instruct_ray.config.registry_names import describe_client_problem
 from instruct_ray.config.schema import Config
-from instruct_ray.data.open_run import open_run
+from instruct_ray.data.open_run import OpenRun, open_run
+from instruct_ray.errors import InputError, UnavailableError
+from instruct_ray.evidence.benchmarks.file import BenchmarksFile, benchmarks_file, load_benchmarks
 from instruct_ray.evidence.evaluate import load_evidence
 from instruct_ray.files import atomic_write_json
+from instruct_ray.inference.loading import model_digest
+from instruct_ray.registry.alias_moves import finish_decision, mark_candidate
 from instruct_ray.registry.model_registry import ModelRegistry
-from instruct_ray.run.folder import MODEL_METADATA_FILE, RunFolder
-from instruct_ray.tracking.mlflow_client import get_or_create_experiment, tracking_uri
+from instruct_ray.registry.promote import decide
+from instruct_ray.registry.upload import build_contents, create_version, find_version_of_run
+from instruct_ray.run.folder import MODEL_METADATA_FILE
+from instruct_ray.run.lock import RunLock, run_lock
+from instruct_ray.tracking.decision_records import Decision
+from instruct_ray.tracking.mlflow_client import tracking_uri
 from instruct_ray.tracking.registry_reader import ModelVersion
 from instruct_ray.tracking.tracked_run import finish_pending_upload
 from instruct_ray.tracking.uploader import redact_credentials
@@ -19,87 +31,130 @@ from instruct_ray.tracking.uploader import redact_credentials
 logger = logging.getLogger(__name__)
 
 
-def register(config: Config, status: Callable[[str], None]) -> tuple[ModelVersion, bool]:
-    """Register the tuned model of a run and point the alias to the new version.
+@dataclass(frozen=True)
+class Registration:
+    """A registered run."""
 
-    Returns:
-        The version, and whether the run was already registered.
+    version: ModelVersion
+    decision: Decision | None
+    """The last decision about the version; None if it was registered before decisions were recorded."""
+    already_done: bool
+    """Whether an earlier command registered the run."""
+
+
+def register(
+    config: Config, status: Callable[[str], None], record: Callable[[OpenRun], Path] | None = None
+) -> Registration:
+    """Register the tuned model of a run, and point the alias to the new version if the gate accepts it.
+
+    A version that is refused stays under the alias `candidate`. Killed anywhere and called again, it makes no second
+    version and no second decision.
+
+    Args:
+        config: the config of the run.
+        status: called with progress messages.
+        record: records answers of the run's model for the live check, as `record_answers` does, and returns their file;
+            None leaves them out.
 
     Raises:
-        InputError: the run has no evidence yet, or its config has changed.
-        RuntimeError: the MLflow server can't be reached.
+        InputError: the run has no evidence yet, its config has changed, the model's folder has a file that no version
+            may have, or another process is working on the run.
+        UnavailableError: the MLflow server can't be reached, or its database is locked.
     """
-    evidence = load_evidence(config)
+    load_evidence(config)
     run = open_run(config, "register")
-    folder = run.folder
-    metadata = json.loads((folder.model_dir / MODEL_METADATA_FILE).read_text())
+    if registration := _find_registered(run):
+        return registration
+    with run_lock(run.folder.path) as lock:
+        # Again: another process may have held the lock until now.
+        if registration := _find_registered(run):
+            return registration
+        # Again: another process may have written it again.
+        evidence = load_evidence(config)
+        benchmarks = load_benchmarks(benchmarks_file(run.folder))
+        _check_model(run, evidence, benchmarks)
+        return _register(run, evidence, benchmarks, record, lock, status)
+
+
+def _check_model(run: OpenRun, evidence: dict[str, Any], benchmarks: BenchmarksFile | None) -> None:
+    """Check that evidence and benchmarks are those of the model. Evidence of earlier versions does not say.
+
+    Raises:
+        InputError: they are not.
+    """
+    # By command and file.
+    digests: dict[str, tuple[Path, str]] = {}
+    if "model_digest" in evidence:
+        digests["evaluate"] = run.folder.evidence_file, evidence["model_digest"]
+    if benchmarks is not None:
+        digests["benchmark"] = benchmarks_file(run.folder), benchmarks.model_digest
+    actual = model_digest(run.folder.model_dir) if digests else None
+    for command, (file, digest) in digests.items():
+        if digest != actual:
+            raise InputError(
+                f"{file}: belongs to another model than {run.folder.model_dir} holds now; remove the file and run "
+                f"`instruct-ray {command}` again"
+            )
+
+
+def _find_registered(run: OpenRun) -> Registration | None:
+    """The version that an earlier command registered, and the last decision about it; None if none did."""
+    if not run.folder.version_file.is_file():
+        return None
+    number = json.loads(run.folder.version_file.read_text())["version"]
+    registry = ModelRegistry(tracking_uri(run.config))
+    version = registry.get(run.config.registry.name, number)
+    return Registration(version, registry.history(version.name).last_on(number), already_done=True)
+
+
+def _register(
+    run: OpenRun,
+    evidence: dict[str, Any],
+    benchmarks: BenchmarksFile | None,
+    record: Callable[[OpenRun], Path] | None,
+    lock: RunLock,
+    status: Callable[[str], None],
+) -> Registration:
+    config, name = run.config, run.config.registry.name
+    if problem := describe_client_problem(name):
+        logger.warning("%s", problem)
     status("opening the registry")
     registry = ModelRegistry(tracking_uri(config))
-    name = config.registry.name
-    if folder.version_file.is_file():
-        return registry.get(name, json.loads(folder.version_file.read_text())["version"]), True
-
+    # Fails before anything is uploaded if the registry does not respond or a decision can't be read.
+    registry.history(name)
     status("uploading the remaining metrics")
-    run_id = finish_pending_upload(config, logger.warning) or metadata["mlflow_run_id"]
-    if run_id is None:
-        raise RuntimeError(
-            f"{redact_credentials(tracking_uri(config))} can't be reached; run `instruct-ray register` again later"
-        )
-    status("uploading the model")
-    tags = _build_tags(metadata, config)
-    model_id = _upload(registry, config, tags, run_id, evidence)
-    status("creating the version")
-    if not registry.client.search_registered_models(filter_string=f"name = '{name}'"):
-        registry.client.create_registered_model(name)
-    number = _create_version(registry, name, model_id, run_id, tags)
-    registry.promote(name, config.registry.alias, number)
+    run_id = _mlflow_run_id(run)
+    version = find_version_of_run(registry, name, run_id)
+    if version is None:
+        status("recording answers for the live check")
+        recorded = None if record is None else record(run)
+        status("hashing and uploading the model")
+        with tempfile.TemporaryDirectory() as added_dir:
+            contents = build_contents(run, evidence, benchmarks, recorded, run_id, Path(added_dir))
+            lock.check()
+            version = create_version(registry, config, contents, run_id, lock.check)
+    status("asking the gate")
+    lock.check()
+    decision = finish_decision(registry, config.registry.alias, version)
+    if decision is None:
+        mark_candidate(registry, version)
+        decision = decide(registry, config.registry.alias, version, config.registry.gate, "gate")
     run.freeze()
-    atomic_write_json(folder.version_file, {"name": name, "version": number})
-    return registry.get(name, number), False
+    atomic_write_json(run.folder.version_file, {"name": name, "version": version.number})
+    return Registration(version, decision, already_done=False)
 
 
-def _create_version(registry: ModelRegistry, name: str, model_id: str, run_id: str, tags: dict[str, str]) -> str:
-    """Create the version of a run, unless an interrupted registration created it already; returns its number."""
-    existing = registry.client.search_model_versions(f"name = '{name}' and run_id = '{run_id}'")
-    if existing:
-        return str(existing[0].version)
-    version = registry.client.create_model_version(
-        name, source=f"models:/{model_id}", run_id=run_id, tags=tags, model_id=model_id
-    )
-    return str(version.version)
+def _mlflow_run_id(run: OpenRun) -> str:
+    """The MLflow run of the training run, with all its metrics uploaded.
 
-
-def _upload(
-    registry: ModelRegistry, config: Config, tags: dict[str, str], run_id: str, evidence: dict[str, Any]
-) -> str:
-    """Upload the model and its evidence as an MLflow logged model; returns its id.
-
-    The model becomes READY after all its files are uploaded.
+    Raises:
+        UnavailableError: the server can't be reached.
     """
-    folder, client = RunFolder.from_config(config), registry.client
-    model = client.create_logged_model(
-        get_or_create_experiment(client, config),
-        name=config.run.name,
-        source_run_id=run_id,
-        model_type="causal-lm",
-        tags=tags,
-    )
-    client.log_model_artifacts(model.model_id, str(folder.model_dir))
-    client.log_model_artifact(model.model_id, str(folder.evidence_file))
-    for arm, values in evidence["arms"].items():
-        client.log_metric(run_id, f"{arm}.accuracy", values["accuracy"], model_id=model.model_id)
-    client.finalize_logged_model(model.model_id, "READY")
-    return str(model.model_id)
-
-
-def _build_tags(metadata: dict[str, Any], config: Config) -> dict[str, str]:
-    """Build the tags that record where a version comes from."""
-    return {
-        "run": config.run.name,
-        "base": metadata["base"],
-        "base_digest": metadata["base_digest"],
-        "form": metadata["form"],
-        "data_digest": metadata["packs_digest"],
-        "contract_digest": metadata["contract_digest"],
-        "config": config.model_dump_json(include={"model", "data", "train"}),
-    }
+    run_id = finish_pending_upload(run.config, logger.warning)
+    if run_id is None:
+        metadata = json.loads((run.folder.model_dir / MODEL_METADATA_FILE).read_text())
+        run_id = metadata["mlflow_run_id"]
+    if run_id is None:
+        uri = redact_credentials(tracking_uri(run.config))
+        raise UnavailableError(f"{uri} can't be reached; run `instruct-ray register` again later")
+    return str(run_id)

@@ -2,13 +2,12 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
-from instruct_ray.files import append_json_line
 
-
-def log_event(path: Path, message: str) -> None:
-    """Append an event. Only one process of a run may call this at a time."""
-    append_json_line(path, {"message": message})
+def event_record(message: str) -> dict[str, Any]:
+    """The line of an event, for a `LineWriter`."""
+    return {"message": message}
 
 
 class RunEvents:
@@ -16,16 +15,25 @@ class RunEvents:
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._num_read = len(self._read_lines())
+        self._offset = path.stat().st_size if path.is_file() else 0
 
     def read_new(self) -> list[str]:
-        """The messages written since the last call."""
-        lines = self._read_lines()[self._num_read :]
-        self._num_read += len(lines)
-        return [str(json.loads(line)["message"]) for line in lines]
-
-    def _read_lines(self) -> list[str]:
-        if not self._path.is_file():
+        """The messages written since the last call; none while the file can't be read."""
+        try:
+            with self._path.open("rb") as file:
+                file.seek(self._offset)
+                content = file.read()
+        except OSError:
             return []
         # A line without a line feed is still being written.
-        return [line for line in self._path.read_text().splitlines(keepends=True) if line.endswith("\n")]
+        lines = content[: content.rfind(b"\n") + 1].splitlines()
+        self._offset += sum(len(line) + 1 for line in lines)
+        return [message for line in lines if (message := _parse(line)) is not None]
+
+
+def _parse(line: bytes) -> str | None:
+    """The message of a line; None if a killed process did not finish it."""
+    try:
+        return str(json.loads(line)["message"])
+    except ValueError:
+        return None

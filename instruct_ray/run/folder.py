@@ -40,6 +40,11 @@ class RunFolder:
         return self.path / "validation.jsonl"
 
     @property
+    def few_shot_file(self) -> Path:
+        """Training rows that few-shot examples are chosen from, as JSON lines; earlier versions did not write it."""
+        return self.path / "few_shot.jsonl"
+
+    @property
     def ray_train_dir(self) -> Path:
         """The folder of Ray Train: its checkpoints and its own state."""
         return self.path / "train"
@@ -78,6 +83,11 @@ class RunFolder:
     def evidence_file(self) -> Path:
         """The comparison of the tuned model with its base model."""
         return self.path / "evidence" / "evidence.json"
+
+    @property
+    def report_file(self) -> Path:
+        """The evidence as a page."""
+        return self.path / "evidence" / "report.html"
 
     @property
     def version_file(self) -> Path:

@@ -8,6 +8,8 @@ from typing import Any
 from pydantic import BaseModel
 from pydantic_core import to_jsonable_python
 
+from instruct_ray.config.evidence import BenchmarksConfig
+from instruct_ray.config.gate import GateConfig
 from instruct_ray.config.schema import Config
 from instruct_ray.errors import InputError
 from instruct_ray.files import atomic_write_json
@@ -21,6 +23,7 @@ RESUME_SAFE_KEYS = frozenset(
         "train.num_workers",
         "train.cpus_per_worker",
         "train.use_gpu",
+        "train.packed",
         "train.offload.optimizer",
         "train.offload.parameters",
         "train.wait_for_nodes",
@@ -28,12 +31,21 @@ RESUME_SAFE_KEYS = frozenset(
         "train.checkpoint_every",
         "train.num_checkpoints",
         "train.max_nonfinite_steps",
+        "train.validation.max_wait_seconds",
         "train.validation.num_cpus",
         "train.validation.num_gpus",
         "train.loss_spike",
         "train.loss_spike.factor",
         "train.loss_spike.num_steps",
         "train.loss_spike.window",
+        # How the test rows are answered, and how often latency is measured; the answers stay the same.
+        "evidence.num_engines",
+        "evidence.num_latency_rows",
+        # benchmarks.json records the benchmarks that it has.
+        *(f"evidence.benchmarks.{name}" for name in BenchmarksConfig.model_fields),
+        # Each decision records the rules that it was made by.
+        "registry.gate",
+        *(f"registry.gate.{name}" for name in GateConfig.model_fields),
     }
 )
 

@@ -1,137 +1,57 @@
-"""A Serve replica: loads a registered version into an engine and answers chats with it."""
+"""A Serve replica: answers requests with the versions that it serves."""
 
-import asyncio
-import tempfile
-from collections.abc import AsyncGenerator, AsyncIterator
-from contextlib import aclosing
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import AsyncIterator, Iterator
+from contextlib import aclosing, contextmanager
 
-from instruct_ray.config.schema import RegistryConfig, ServingConfig
-from instruct_ray.data.rendering.renderer import load_renderer
-from instruct_ray.errors import InputError
-from instruct_ray.inference.engine import FinishReason, GenerationRequest
-from instruct_ray.inference.engines import create_engine
-from instruct_ray.registry.model_registry import ModelRegistry
-from instruct_ray.serving.schema import ChatRequest, ModelInfo
-from instruct_ray.serving.text_stream import TextStream
-
-
-@dataclass(frozen=True)
-class ChatError:
-    """The error response to a chat that can't be answered."""
-
-    status: int
-    message: str
-    param: str
-    code: str
-
-
-@dataclass(frozen=True)
-class ReplicaChunk:
-    """A part of the completion's text; the last chunk also has the finish reason and the token counts."""
-
-    text: str = ""
-    finish_reason: FinishReason | None = None
-    prompt_tokens: int = 0
-    completion_tokens: int = 0
-
-    @property
-    def usage(self) -> dict[str, int]:
-        """The token counts as an OpenAI `usage` object."""
-        total = self.prompt_tokens + self.completion_tokens
-        return {"prompt_tokens": self.prompt_tokens, "completion_tokens": self.completion_tokens, "total_tokens": total}
+from instruct_ray.config.schema import RegistryConfig
+from instruct_ray.config.serving import ServingConfig
+from instruct_ray.serving.answer import AnyRequest, ReplicaMessage, answer
+from instruct_ray.serving.replica_messages import ModelInfo
+from instruct_ray.serving.request_timer import RequestTimer
+from instruct_ray.serving.served_models import ModelNotServedError, ServedModels
 
 
 class ModelReplica:
-    """Answers chats with the version that the alias points to when the replica starts."""
+    """Answers requests; `build_app` makes a Serve deployment of this class."""
 
     def __init__(self, registry: RegistryConfig, serving: ServingConfig) -> None:
-        assert registry.uri is not None, "build_app checks it"
-        models = ModelRegistry(registry.uri)
-        version = models.resolve(f"models:/{registry.name}@{registry.alias}")
-        # Temporary, because the model lives in memory: a replica that is killed leaves no copy on the disk.
-        with tempfile.TemporaryDirectory() as temporary_dir:
-            model_dir = models.download(version, Path(temporary_dir))
-            self._renderer = load_renderer(model_dir)
-            self._engine = create_engine(model_dir, self._renderer.contract, serving)
-        self._max_new_tokens = serving.max_new_tokens
-        self._info = ModelInfo(
-            name=version.name,
-            alias=registry.alias,
-            version=version.number,
-            contract_digest=self._renderer.contract.digest,
-            max_context=self._engine.max_context,
-        )
+        self._models = ServedModels(registry, serving)
+        self._max_new_tokens, self._max_seconds = serving.max_new_tokens, serving.max_seconds
 
     def info(self) -> ModelInfo:
-        """Return which version this replica serves."""
-        return self._info
+        """Return which versions this replica serves."""
+        return self._models.info
 
     def check_health(self) -> None:
         """Report to Serve whether this replica works; Serve replaces it if not.
 
         Raises:
-            RuntimeError: the engine's thread has died.
+            RuntimeError: the thread of an engine has died.
         """
-        if not self._engine.is_alive:
+        if not self._models.is_alive:
             raise RuntimeError("the engine's thread has died")
 
-    async def chat(self, request: ChatRequest) -> AsyncIterator[ModelInfo | ChatError | ReplicaChunk]:
-        """Answer a chat: yields a ChatError and ends, or yields the ModelInfo and then the chunks of the completion."""
-        prompt_ids = self._render(request)
-        if isinstance(prompt_ids, ChatError):
-            yield prompt_ids
-            return
-        yield self._info
-        # Closed explicitly, so that a client that disconnects cancels its generation immediately.
-        async with aclosing(self._generate(request, prompt_ids)) as chunks:
-            async for chunk in chunks:
-                yield chunk
-
-    async def _generate(self, request: ChatRequest, prompt_ids: list[int]) -> AsyncGenerator[ReplicaChunk, None]:
-        # The engine's callbacks run in its own thread and put token ids, then the finish reason, into the queue.
-        events: asyncio.Queue[int | FinishReason] = asyncio.Queue()
-        loop = asyncio.get_running_loop()
-
-        def put(event: int | FinishReason) -> None:
-            loop.call_soon_threadsafe(events.put_nowait, event)
-
-        limit = min(self._info.max_context - len(prompt_ids), self._max_new_tokens)
-        generation = GenerationRequest(prompt_ids, request.sampling_params(limit), on_token=put, on_finish=put)
-        self._engine.submit(generation)
-        stream = TextStream(self._renderer.tokenizer.backend_tokenizer, request.stop_strings)
-        num_tokens = 0
+    async def answer(self, request: AnyRequest) -> AsyncIterator[ReplicaMessage]:
+        """Answer a request: yields a RequestError and ends, or an AnswerStart and then the chunks of all choices."""
         try:
-            while isinstance(event := await events.get(), int):
-                num_tokens += 1
-                text = stream.push(event)
-                if text:
-                    yield ReplicaChunk(text=text)
-                if stream.stopped:
-                    event = "stop"
-                    break
+            # The whole answer comes from the version that it began on.
+            with self._models.hold(request.model) as loaded, self._timed(request, loaded.info.version) as timer:
+                # Closed explicitly, so that a client that disconnects cancels its generation immediately.
+                async with aclosing(answer(loaded, request, self._max_new_tokens)) as messages:
+                    async for message in messages:
+                        timer.see(message)
+                        yield message
+        except ModelNotServedError as not_served:
+            yield not_served.error
+
+    @contextmanager
+    def _timed(self, request: AnyRequest, version: str) -> Iterator[RequestTimer]:
+        timer = RequestTimer(self._max_seconds)
+        try:
+            yield timer
+        except Exception:
+            timer.fail()
+            raise
         finally:
-            # Also reached when the client disconnects: the engine needs no further tokens for this request.
-            generation.cancelled.set()
-        yield ReplicaChunk(stream.flush(), event, prompt_tokens=len(prompt_ids), completion_tokens=num_tokens)
-
-    def _render(self, request: ChatRequest) -> list[int] | ChatError:
-        """Return the prompt token ids of a chat, or why it can't be answered."""
-        if request.model not in self._info.served_names:
-            message = f"no model {request.model!r} here; use one of {', '.join(self._info.served_names)}"
-            return ChatError(404, message, "model", "model_not_found")
-        try:
-            prompt_ids = self._renderer.prompt([message.to_message() for message in request.messages])
-        except InputError as error:
-            return ChatError(400, str(error), "messages", "invalid_messages")
-        # At least one token, if the client set no limit.
-        num_prompt, num_completion = len(prompt_ids), request.max_tokens_requested or 1
-        if num_prompt + num_completion > self._info.max_context:
-            message = (
-                f"This model's maximum context length is {self._info.max_context} tokens. However, you requested "
-                f"{num_prompt + num_completion} tokens ({num_prompt} in the messages, {num_completion} in the "
-                "completion). Please reduce the length of the messages or completion."
-            )
-            return ChatError(400, message, "messages", "context_length_exceeded")
-        return prompt_ids
+            if (is_failed := timer.is_failed) is not None:
+                self._models.record(request.model, version, timer.seconds, is_failed=is_failed)

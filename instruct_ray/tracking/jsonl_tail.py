@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from instruct_ray.background import PeriodicThread
+from instruct_ray.errors import one_line
 
 # Limit of one read, so that a long file is not held in memory.
 MAX_BYTES = 2**20
@@ -61,9 +62,17 @@ def follow_jsonl(path: Path, on_record: Callable[[dict[str, Any]], None]) -> Ite
     tail = JsonlTail(path)
 
     def read() -> None:
-        while records := tail.read_new():
+        while records := read_new():
             for record in records:
                 on_record(record)
+
+    def read_new() -> list[dict[str, Any]]:
+        try:
+            return tail.read_new()
+        except OSError as error:
+            # A file system that fails for a moment is read again at the next call.
+            logger.warning("%s can't be read now: %s", path, one_line(error))
+            return []
 
     try:
         with PeriodicThread("jsonl-tail", read, POLL_SECONDS):

@@ -4,6 +4,7 @@ import logging
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING
+from urllib.parse import quote
 
 from instruct_ray.config.schema import Config
 from instruct_ray.errors import InputError
@@ -11,10 +12,14 @@ from instruct_ray.errors import InputError
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
+# Without it MLflow's pages show what belongs to prompts and agents, not to training runs.
+EXPERIMENT_TAGS = {"mlflow.experimentKind": "custom_model_development"}
+
 
 def tracking_uri(config: Config) -> str:
     """Return the MLflow URI for runs and versions: `registry.uri`, or a SQLite file in `run.storage`."""
-    return config.registry.uri or f"sqlite:///{_local_database(config)}"
+    # Quoted: the folder's name may contain % or ?, which mean something in a URI.
+    return config.registry.uri or f"sqlite:///{quote(str(_local_database(config)))}"
 
 
 def require_registry_uri(config: Config) -> str:
@@ -32,6 +37,12 @@ def _local_database(config: Config) -> Path:
     return config.run.storage / "mlflow.db"
 
 
+def local_artifacts(config: Config) -> str:
+    """The folder of artifacts: a path, or a URI if MLflow would take the path for something else."""
+    folder = config.run.storage / "mlartifacts"
+    return str(folder) if quote(str(folder)) == str(folder) else folder.as_uri()
+
+
 def connect_mlflow(uri: str) -> "MlflowClient":
     """Create an MLflow client without telemetry, progress output and pickle loading."""
     os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
@@ -39,6 +50,8 @@ def connect_mlflow(uri: str) -> "MlflowClient":
     os.environ["MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT"] = "true"
     os.environ["MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR"] = "false"
     os.environ["GIT_PYTHON_REFRESH"] = "quiet"
+    # Of a transfer of a file; MLflow's 7 take minutes until a store that is down is reported.
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "3")
     # Slow to import, and reads the variables above at import.
     import mlflow  # noqa: PLC0415
 
@@ -46,7 +59,8 @@ def connect_mlflow(uri: str) -> "MlflowClient":
         logging.getLogger(name).setLevel(logging.WARNING)
     mlflow.set_tracking_uri(uri)
     mlflow.set_registry_uri(uri)
-    return mlflow.MlflowClient()
+    # Named again: another thread of this process may connect to another server between these lines.
+    return mlflow.MlflowClient(tracking_uri=uri, registry_uri=uri)
 
 
 def get_or_create_experiment(client: "MlflowClient", config: Config) -> str:
@@ -55,5 +69,5 @@ def get_or_create_experiment(client: "MlflowClient", config: Config) -> str:
     if experiment is not None:
         return str(experiment.experiment_id)
     # A server chooses the artifact location itself.
-    artifacts = None if config.registry.uri else f"{config.run.storage}/mlartifacts"
-    return str(client.create_experiment(config.registry.name, artifact_location=artifacts))
+    artifacts = None if config.registry.uri else local_artifacts(config)
+    return str(client.create_experiment(config.registry.name, artifact_location=artifacts, tags=EXPERIMENT_TAGS))

@@ -5,20 +5,19 @@ server only delays the upload: a line is sent again with its original step and t
 Training never waits more than a few seconds for the server, and never fails because of it.
 """
 
-import os
 import threading
 import time
 import uuid
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any
 
 from pydantic import AliasChoices, BaseModel, ConfigDict, Field
 
 from instruct_ray.config.schema import Config
-from instruct_ray.errors import InputError
+from instruct_ray.errors import InputError, one_line
 from instruct_ray.files import atomic_write_json
 from instruct_ray.run.folder import RunFolder
+from instruct_ray.tracking.calls import is_auth_error, short_http_timeouts, short_reason
 from instruct_ray.tracking.jsonl_tail import POLL_SECONDS
 from instruct_ray.tracking.mlflow_client import tracking_uri
 from instruct_ray.tracking.uploader import MlflowUploader, redact_credentials
@@ -113,7 +112,7 @@ class TrackedRun:
             self._thread.join(POLL_SECONDS)
         self._is_abandoned = True
         if not self._record.is_uploaded:
-            problem = "no response" if self._problem is None else _reason(self._problem)
+            problem = "no response" if self._problem is None else short_reason(self._problem)
             self._warn(
                 f"tracking is incomplete: {self._uri}: {problem}; all metrics are in {self._folder.path}; run "
                 "`instruct-ray tune` again with the same config to upload the rest (`instruct-ray register` does so, "
@@ -121,26 +120,35 @@ class TrackedRun:
             )
         return self._record.is_uploaded
 
+    def abandon(self) -> None:
+        """Stop uploading and leave the run as it is: another process has taken it over."""
+        self._is_abandoned = True
+        self._wake.set()
+
     def _connect(self) -> None:
         self._thread.start()
         if not self._first_response.wait(START_SECONDS):
             self._warn(f"tracking: no response from {self._uri} after {START_SECONDS:.0f} s; training continues")
         self._is_starting = False
-        if self._problem is not None and _is_auth_error(self._problem):
+        if self._problem is not None and is_auth_error(self._problem):
             raise InputError(
-                f"registry.uri: {self._uri} denies access ({_reason(self._problem)}); set MLFLOW_TRACKING_USERNAME and "
-                "MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN"
+                f"registry.uri: {self._uri} denies access ({short_reason(self._problem)}); set "
+                "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN"
             )
 
     def _update_record(self, **values: Any) -> None:
-        """Change fields of the record; called from both threads."""
+        """Change fields of the record; called from both threads. A storage that fails does not end training."""
+        path = self._folder.path / RECORD_FILE
         with self._record_lock:
             self._record = self._record.model_copy(update=values)
-            atomic_write_json(self._folder.path / RECORD_FILE, self._record.model_dump(mode="json"))
+            try:
+                atomic_write_json(path, self._record.model_dump(mode="json"))
+            except OSError as error:
+                self._warn(f"tracking: {path} can't be written: {one_line(error)}; training continues")
 
     def _upload_until_finished(self) -> None:
         delay = POLL_SECONDS
-        with _short_http_timeouts():
+        with short_http_timeouts(REQUEST_SECONDS):
             while not self._is_abandoned and not self._record.is_uploaded:
                 try:
                     self._upload()
@@ -177,12 +185,12 @@ class TrackedRun:
         is_new = self._problem is None
         self._problem = error
         # `start` raises it.
-        self._is_abandoned |= self._is_starting and _is_auth_error(error)
+        self._is_abandoned |= self._is_starting and is_auth_error(error)
         self._first_response.set()
         if is_new and not self._is_abandoned:
             self._warn(
-                f"tracking: {self._uri}: {_reason(error)}; training continues, and its metrics are uploaded when the "
-                "server responds again"
+                f"tracking: {self._uri}: {short_reason(error)}; training continues, and its metrics are uploaded when "
+                "the server responds again"
             )
 
 
@@ -206,35 +214,3 @@ def finish_pending_upload(config: Config, warn: Callable[[str], None]) -> str | 
     tracked = TrackedRun(config, warn)
     tracked.resume_upload()
     return tracked.id
-
-
-@contextmanager
-def _short_http_timeouts() -> Iterator[None]:
-    """Make MLflow give up on a request soon, without retries.
-
-    MLflow reads these variables at every request. They are restored afterwards for uploads of artifacts, which take
-    longer.
-    """
-    short = {"MLFLOW_HTTP_REQUEST_TIMEOUT": str(REQUEST_SECONDS), "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0"}
-    previous = {name: os.environ.get(name) for name in short}
-    os.environ.update(short)
-    try:
-        yield
-    finally:
-        for name, value in previous.items():
-            if value is None:
-                os.environ.pop(name, None)
-            else:
-                os.environ[name] = value
-
-
-def _is_auth_error(error: Exception) -> bool:
-    from mlflow.exceptions import MlflowException  # noqa: PLC0415  (see connect_mlflow)
-
-    return isinstance(error, MlflowException) and error.get_http_status_code() in (401, 403)
-
-
-def _reason(error: Exception) -> str:
-    """Describe an error in one short line, without the HTML page that a proxy may have sent."""
-    text, _, _ = str(error).partition(". Response body")
-    return redact_credentials(" ".join(text.split()))[:200]

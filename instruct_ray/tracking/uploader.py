@@ -10,6 +10,7 @@ from instruct_ray.config.schema import Config
 from instruct_ray.run.folder import RunFolder
 from instruct_ray.tracking.jsonl_tail import JsonlTail
 from instruct_ray.tracking.mlflow_client import connect_mlflow, get_or_create_experiment, tracking_uri
+from instruct_ray.tracking.user_name import user_name
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -73,7 +74,9 @@ class MlflowUploader:
                 if error.error_code != "RESOURCE_DOES_NOT_EXIST":
                     raise
         start_time = None if started_at is None else int(started_at * 1000)
-        return self._client.create_run(experiment, start_time, {RUN_KEY_TAG: run_key}, config.run.name)
+        # Shown as creator and source of the run.
+        shown = {"mlflow.user": user_name(), "mlflow.source.name": "instruct-ray tune", "mlflow.source.type": "JOB"}
+        return self._client.create_run(experiment, start_time, {RUN_KEY_TAG: run_key, **shown}, config.run.name)
 
     def _log_config(self, config: Config, logged: dict[str, str]) -> None:
         from mlflow.entities import Param  # noqa: PLC0415  (see connect_mlflow)

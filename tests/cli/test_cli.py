@@ -1,6 +1,6 @@
 """The `instruct-ray` command: help, completion, usage errors, and the commands that inspect a run.
 
-The stages are tested in tests/jobs; `promote` and `rollback` on a real registry in tests/jobs/test_pipeline.py.
+The stages are tested in tests/jobs, the commands of the registry in tests/registry/test_commands.py.
 """
 
 import json
@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from typer.models import CommandInfo
 
 from instruct_ray.cli import ray_session
 from instruct_ray.cli.main import INSPECT, REGISTRY, STAGES, app, main
@@ -22,6 +23,11 @@ HEAVY_LIBRARIES = {"torch", "transformers", "ray", "deepspeed", "mlflow", "pyarr
 RUN_MAIN = "from instruct_ray.cli.main import main; main()"
 # Prints the names of all imported modules to stderr at the end.
 LIST_MODULES = "import atexit, sys; atexit.register(lambda: print(*sys.modules, file=sys.stderr));"
+
+
+def command_name(command: CommandInfo) -> str:
+    assert command.callback is not None
+    return command.callback.__name__.replace("_", "-")
 
 
 @pytest.fixture
@@ -55,13 +61,10 @@ def test_help_lists_every_command_in_its_group() -> None:
     groups = {STAGES: output[positions[0] : positions[1]], INSPECT: output[positions[1] : positions[2]]}
     groups[REGISTRY] = output[positions[2] :]
     for command in app.registered_commands:
-        assert command.callback is not None
-        assert re.search(rf"^│ {command.callback.__name__} ", groups[str(command.rich_help_panel)], re.MULTILINE)
+        assert re.search(rf"^│ {command_name(command)} ", groups[str(command.rich_help_panel)], re.MULTILINE)
 
 
-@pytest.mark.parametrize(
-    "command", [command.callback.__name__ for command in app.registered_commands if command.callback]
-)
+@pytest.mark.parametrize("command", [command_name(command) for command in app.registered_commands])
 def test_every_command_has_help(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as exit_info:
         main([command, "--help"])
@@ -96,7 +99,7 @@ def test_mistyped_config_key_gets_a_suggestion(config_file: Path, capsys: pytest
     [
         (("tune",), "Missing option '--config'"),
         (("generate", "--config", "x.yaml", "--input", "x.jsonl"), "Missing option '--output'"),
-        (("promote", "--config", "x.yaml"), "Missing argument 'VERSION'"),
+        (("promote", "tiny", "--config", "x.yaml"), "Missing argument 'VERSION'"),
         (("preview", "--config", "x.yaml", "-n", "many"), "Invalid value for '-n' / '--num-rows'"),
     ],
 )

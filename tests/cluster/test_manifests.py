@@ -204,7 +204,23 @@ def test_every_mount_has_a_volume_and_every_claim_is_declared() -> None:
     for pod in (pod for document in KUBERNETES for pod in _pod_specs(document)):
         volumes = {volume["name"]: volume for volume in pod.get("volumes", [])}
         assert {mount["name"] for c in pod["containers"] for mount in c.get("volumeMounts", [])} == volumes.keys()
-        assert {volume["persistentVolumeClaim"]["claimName"] for volume in volumes.values()} <= claims
+        used = {volume["persistentVolumeClaim"]["claimName"] for volume in volumes.values() if "secret" not in volume}
+        assert used <= claims
+
+
+def test_secrets_are_made_by_the_commands_in_the_same_file() -> None:
+    for path in CLUSTER.glob("*.yaml"):
+        for name in re.findall(r"secretName: ([\w-]+)", path.read_text()):
+            assert f"kubectl create secret generic {name} " in path.read_text(), (path, name)
+
+
+def test_endpoint_for_other_machines_needs_keys_from_a_mounted_file() -> None:
+    [service] = [document for document in KUBERNETES if document["kind"] == "RayService"]
+    [application] = yaml.safe_load(service["spec"]["serveConfigV2"])["applications"]
+    keys_file = Path(application["args"]["serving"]["api_keys_file"])
+    [group] = service["spec"]["rayClusterConfig"]["workerGroupSpecs"]
+    [container] = group["template"]["spec"]["containers"]
+    assert str(keys_file.parent) in {mount["mountPath"] for mount in container["volumeMounts"]}
 
 
 def test_services_select_the_pods_of_their_deployment() -> None:

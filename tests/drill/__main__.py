@@ -92,6 +92,8 @@ def run_case(case: DrillCase, harness: DrillHarness) -> dict[str, Any]:
             harness.disarm_fault(point)
     seconds = time.monotonic() - started
     verdict = "FAILED" if error else "LATE" if seconds > case.max_seconds else "passed"
+    if result.skipped:
+        verdict, result.note = "skipped", result.skipped
     values = dataclasses.asdict(result) | {"num_redone": result.num_redone if result.num_planned else None}
     return {"case": case.name, "fault": case.fault, "verdict": verdict, "seconds": seconds, "error": error, **values}
 

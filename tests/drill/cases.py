@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
-from tests.drill import checkpoints, kills, memory, nodes, other_tests, processes
+from tests.drill import checkpoints, full_disk, kills, memory, nodes, other_tests, processes
 from tests.drill.harness import CaseResult, DrillHarness
 
 
@@ -23,7 +23,7 @@ class DrillCase:
 
 CASES = [
     DrillCase("F1", "kill -9 of a worker", kills.kill_worker, 120),
-    DrillCase("F2", "the same at 4 points around a checkpoint", kills.kill_around_checkpoint, 180),
+    DrillCase("F2", "the same at 4 points around a checkpoint", kills.kill_around_checkpoint, 300),
     DrillCase("F3", "SIGSTOP of a worker", kills.freeze_worker, 120),
     DrillCase("F4", "node of a worker lost, with a spare node", nodes.lose_node_with_spare, 180, "own"),
     DrillCase("F4b", "node of a worker lost, no spare node", nodes.lose_node_without_spare, 180, "own"),
@@ -33,7 +33,8 @@ CASES = [
     DrillCase("F7", "kill -9 of driver and controller", processes.kill_driver_and_controller, 180),
     DrillCase("F8", "head node killed", processes.kill_head, 360),
     DrillCase("F9", "a worker killed every 60 s", kills.kill_workers_repeatedly, 600),
-    DrillCase("F10", "disk full, before and during a write", checkpoints.fill_disk, 120),
+    DrillCase("F10", "disk full for a while", full_disk.fill_disk_for_some_seconds, 240),
+    DrillCase("F10b", "disk full when the run ends", full_disk.fill_disk_until_the_end, 240),
     DrillCase("F11", "5 checkpoints corrupted, the 6th intact", checkpoints.corrupt_newest, 120),
     DrillCase("F11b", "all checkpoints corrupted", checkpoints.corrupt_all, 120),
     DrillCase("F12", "NaN and infinity", other_tests.run_nonfinite_tests, 300, "own"),

@@ -1,7 +1,6 @@
 """Checkpoints that can't be written or read, and runs that resume from any checkpoint."""
 
 import itertools
-import re
 import shutil
 import statistics
 from pathlib import Path
@@ -10,35 +9,15 @@ from instruct_ray.data.packs.dataset import find_packs
 from instruct_ray.errors import InputError
 from instruct_ray.run.folder import RunFolder
 from instruct_ray.training.checkpoint.manifest import find_committed, find_corruption, load_manifest
-from instruct_ray.training.checkpoint.recovery import RAY_SNAPSHOT
+from instruct_ray.training.checkpoint.recovery import RECORD_FILE
 from instruct_ray.training.driver.build_spec import build_plan
 from tests.drill.fault_points import SLOW_SECONDS
 from tests.drill.harness import CaseResult, DrillHarness
 from tests.drill.monitor import read_metrics
 
 
-def fill_disk(harness: DrillHarness) -> CaseResult:
-    """No space for the checkpoint of step 4, found before it is written; then a full disk while step 16 is written."""
-    uninterrupted = harness.train_uninterrupted()
-    config = harness.prepare_run("full", checkpoint_every=4)
-    harness.arm_faults("no_space", "disk_full@16")
-    with harness.monitor(config) as monitor:
-        monitor.cause_at(5, lambda: harness.disarm_fault("no_space"))
-        harness.train(config)
-    assert not harness.armed_faults
-    events = RunFolder.from_config(config).events_file.read_text()
-    assert "no checkpoint at step 4: " in events, events
-    assert re.search(r"the disk is full: [\d.]+ MiB needed, 0\.0 MiB free", events), events
-    # A failed write restarts the workers. They resume from the checkpoint before or from one that was written since.
-    assert re.search(r"worker \d failed: .*the disk is full: ", events), events
-    assert re.search(r"resuming from step (12|[2-4]\d)", events), events
-    result = harness.compare(config, uninterrupted, monitor)
-    result.seconds_to_next_step = []
-    return result
-
-
 def corrupt_newest(harness: DrillHarness) -> CaseResult:
-    """The five newest checkpoints corrupted in five ways, and Ray's snapshot emptied: the sixth one is used."""
+    """The five newest checkpoints corrupted in five ways, and the record of them emptied: the sixth one is used."""
     uninterrupted = harness.train_uninterrupted()
     config = harness.copy_run(uninterrupted, "corrupted", 30)
     folder = RunFolder.from_config(config)
@@ -49,7 +28,7 @@ def corrupt_newest(harness: DrillHarness) -> CaseResult:
     shards[2].unlink()
     newest[3].joinpath("manifest-00001.json").write_bytes(b"")
     newest[4].joinpath("manifest-00000.json").unlink()
-    (folder.ray_train_dir / RAY_SNAPSHOT).write_bytes(b"")
+    (folder.ray_train_dir / RECORD_FILE).write_bytes(b"")
     with harness.monitor(config) as monitor:
         harness.train(config)
     events = folder.events_file.read_text()
@@ -68,7 +47,7 @@ def corrupt_all(harness: DrillHarness) -> CaseResult:
     for name, corrupt in (("flipped", flip_all), ("emptied", empty_manifests), ("removed", remove_all)):
         config = harness.copy_run(uninterrupted, name, 3)
         folder = RunFolder.from_config(config)
-        shutil.copy(RunFolder.from_config(uninterrupted).ray_train_dir / RAY_SNAPSHOT, folder.ray_train_dir)
+        shutil.copy(RunFolder.from_config(uninterrupted).ray_train_dir / RECORD_FILE, folder.ray_train_dir)
         corrupt(folder.ray_train_dir)
         checkpoints = sorted(folder.ray_train_dir.glob("checkpoint-*"))
         try:

@@ -1,7 +1,8 @@
 """Faults at named points of the worker processes of a drill.
 
-A fault is armed by creating a file and fires once, which removes the file. The library knows nothing of the faults: Ray
-calls `install` when a worker process starts.
+A fault is armed by creating a file and fires once, which removes the file. Training waits at a checkpoint that is on
+hold, such as `hold@180`, until the drill removes the file. The library knows nothing of the faults: Ray calls `install`
+when a worker process starts.
 """
 
 import errno
@@ -14,6 +15,7 @@ from typing import Any
 # Names the folder of the armed faults. The name of each file is a point and a step, such as `mid_write@8`.
 FAULTS_DIR = "INSTRUCT_RAY_DRILL_FAULTS"
 SLOW_SECONDS = 2.0
+HOLD_POLL_SECONDS = 0.05
 
 
 def build_runtime_env(folder: Path) -> dict[str, Any]:
@@ -24,11 +26,12 @@ def build_runtime_env(folder: Path) -> dict[str, Any]:
 
 
 def install() -> None:
-    """Wrap the functions that commit a checkpoint, so that armed faults fire in them."""
+    """Wrap the functions that save and commit a checkpoint, so that armed faults fire in them."""
     folder = Path(os.environ[FAULTS_DIR])
     from instruct_ray.training.checkpoint import manifest  # noqa: PLC0415  (only in the worker process)
 
-    write_text, move, disk_usage = manifest.atomic_write_text, manifest._move, manifest.shutil.disk_usage
+    write_text, move, build_name = manifest.atomic_write_text, manifest._move, manifest.checkpoint_dir_name
+    build_tag = manifest.step_tag
 
     def fires(point: str) -> bool:
         """Whether a fault is armed. Of all ranks and attempts, only the one that removes the file gets True."""
@@ -50,8 +53,6 @@ def install() -> None:
         step = parse_step(target)
         if fires(f"disk_full@{step}"):
             raise OSError(errno.ENOSPC, "No space left on device", str(target))
-        if (folder / "out_of_memory").exists():
-            raise MemoryError
         shard = move(path, target)
         kill_self_at(f"mid_write@{step}")
         return shard
@@ -64,11 +65,17 @@ def install() -> None:
         write_text(path, text)
         kill_self_at(f"after_manifest@{step}")
 
-    def disk_usage_with_faults(path: Any) -> Any:
-        usage = disk_usage(path)
-        # Only in the checkpoint folder: the checks before the training see the real disk.
-        is_full = Path(path).name == "train" and (folder / "no_space").exists()
-        return usage._replace(free=1000) if is_full else usage
+    def build_tag_with_faults(step: int) -> str:
+        # The training loop calls it first when it saves a checkpoint.
+        while (folder / f"hold@{step}").exists():
+            time.sleep(HOLD_POLL_SECONDS)
+        return build_tag(step)
+
+    def build_name_with_faults(step: int, attempt: str) -> str:
+        # Called by the training loop, not by the thread that commits.
+        if (folder / "out_of_memory").exists():
+            raise MemoryError
+        return build_name(step, attempt)
 
     manifest._move, manifest.atomic_write_text = move_with_faults, write_manifest_with_faults
-    manifest.shutil.disk_usage = disk_usage_with_faults
+    manifest.checkpoint_dir_name, manifest.step_tag = build_name_with_faults, build_tag_with_faults

@@ -23,6 +23,7 @@ from instruct_ray.data.packs.dataset import find_packs
 from instruct_ray.data.prepare.pipeline import prepare
 from instruct_ray.errors import exit_on_sigterm
 from instruct_ray.run.folder import RunFolder
+from instruct_ray.training.checkpoint.recovery import RECORD_FILE
 from instruct_ray.training.driver.build_spec import build_plan
 from instruct_ray.training.driver.tune import tune
 from tests import tiny
@@ -54,11 +55,15 @@ class CaseResult:
     """Steps that were executed, where a redone step counts again."""
     seconds_to_next_step: list[float] = field(default_factory=list)
     """Of each fault: the time until the next step."""
+    seconds_to_first_step: float = 0.0
+    """The time from the start of the run until its first step."""
     is_bitwise_equal: bool | None = None
     """Whether the weights and the losses of all steps equal those of an uninterrupted run; None if not compared."""
     goodput: float | None = None
     """Seconds that the steps of the plan need without faults, over the seconds of the run."""
     note: str = ""
+    skipped: str = ""
+    """Why the case could not be run here; empty if it was."""
 
     @property
     def num_redone(self) -> int:
@@ -71,6 +76,8 @@ class DrillHarness:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
+        self.storage = folder / "runs"
+        """`run.storage` of new configs."""
         self.faults_dir = folder / "faults"
         self.faults_dir.mkdir(parents=True)
         self.status_messages: list[str] = []
@@ -93,7 +100,7 @@ class DrillHarness:
         """The config of a run of the tiny model."""
         return Config.model_validate(
             {
-                "run": {"name": name, "storage": self.folder / "runs"},
+                "run": {"name": name, "storage": self.storage},
                 "model": {"base": str(self._base_dir)},
                 "data": {
                     "sources": [self._triples_file],
@@ -113,6 +120,9 @@ class DrillHarness:
         shutil.copytree(self._prepared.path, RunFolder.from_config(config).path)
         self._rename_frozen_run(config)
         return config
+
+    def remove_run(self, name: str) -> None:
+        shutil.rmtree(self.storage / name)
 
     def train(self, config: Config) -> None:
         """Train a run to the end in this process."""
@@ -141,7 +151,7 @@ class DrillHarness:
         """Copy an uninterrupted run as if it had been killed after the checkpoint of a step."""
         copied = self.build_config(name, **EVERY_STEP | train)
         folder = RunFolder.from_config(copied)
-        ignored = shutil.ignore_patterns("model", "mlflow.json", "evidence", "checkpoint_manager_snapshot.json")
+        ignored = shutil.ignore_patterns("model", "mlflow.json", "evidence", RECORD_FILE)
         shutil.copytree(RunFolder.from_config(config).path, folder.path, ignore=ignored)
         self._rename_frozen_run(copied)
         for path in folder.ray_train_dir.glob("checkpoint-*"):
@@ -157,6 +167,7 @@ class DrillHarness:
             num_planned=build_plan(config, find_packs(RunFolder.from_config(config))).num_steps,
             num_executed=monitor.num_executed,
             seconds_to_next_step=monitor.seconds_to_next_step,
+            seconds_to_first_step=monitor.seconds_to_first_step,
         )
 
     def compare(self, config: Config, uninterrupted: Config, monitor: RunMonitor) -> CaseResult:
@@ -179,6 +190,15 @@ class DrillHarness:
             and weights.keys() == expected_weights.keys()
             and all(torch.equal(weights[name], tensor) for name, tensor in expected_weights.items())
         )
+
+    @contextmanager
+    def storage_on(self, disk: Path) -> Iterator[None]:
+        """Put the runs that are configured inside the block on another disk."""
+        storage, self.storage = self.storage, disk
+        try:
+            yield
+        finally:
+            self.storage = storage
 
     @contextmanager
     def local_cluster(self) -> Iterator[None]:

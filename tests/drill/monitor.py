@@ -30,6 +30,7 @@ class RunMonitor:
         """When each fault was caused."""
         self._faults_at_step: list[tuple[int, Callable[[], None]]] = []
         self._faults_after: list[tuple[float, Callable[[], None]]] = []
+        self._started_at = 0.0
         self._stopped = threading.Event()
         self._thread = threading.Thread(target=self._follow, daemon=True)
 
@@ -43,6 +44,7 @@ class RunMonitor:
 
     def __enter__(self) -> "RunMonitor":
         self._num_lines = self._count_lines()
+        self._started_at = time.monotonic()
         self._thread.start()
         return self
 
@@ -51,6 +53,11 @@ class RunMonitor:
         time.sleep(10 * POLL_SECONDS)
         self._stopped.set()
         self._thread.join()
+
+    @property
+    def seconds_to_first_step(self) -> float:
+        """The time from entering the block until the first step that was seen."""
+        return self.step_times[0] - self._started_at
 
     @property
     def seconds_to_next_step(self) -> list[float]:

@@ -1,6 +1,5 @@
 """The transformers engine generates what a plain greedy loop generates, for any combination of requests in a batch."""
 
-import threading
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -9,18 +8,17 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from instruct_ray.config.schema import ServingConfig
+from instruct_ray.config.serving import ServingConfig
 from instruct_ray.data.rendering.derive_contract import derive_renderer
 from instruct_ray.inference.engine import (
     Completion,
     Engine,
-    FinishReason,
-    GenerationRequest,
     SamplingParams,
     generate_all,
 )
 from instruct_ray.inference.engines import create_engine
-from instruct_ray.inference.transformers_engine import shared_prefix_length
+from instruct_ray.inference.prefix_cache import PrefixCache
+from instruct_ray.inference.prompt_batch import PromptBatch
 
 PROMPTS = [[5, 6, 7], [9, 10, 11, 12, 13], [20], [21, 22, 23, 24]]
 NO_STOP_TOKEN = -1
@@ -52,15 +50,10 @@ def decode_greedily(base_folder: Path) -> Callable[..., list[int]]:
     return decode
 
 
-def test_completions_equal_plain_greedy_decoding(engine: Engine, decode_greedily: Callable[..., list[int]]) -> None:
-    completions = generate_all(engine, PROMPTS, SamplingParams(6))
-    assert [completion.token_ids for completion in completions] == [decode_greedily(prompt, 6) for prompt in PROMPTS]
-
-
 def test_shared_prefix_does_not_change_completions(engine: Engine, decode_greedily: Callable[..., list[int]]) -> None:
     prefix = list(range(5, 45))
     prompts = [[*prefix, *rest] for rest in ([30], [31, 32, 33], [34, 35])]
-    assert shared_prefix_length(prompts) == len(prefix)
+    assert PromptBatch(prompts, 0).num_cached(PrefixCache(0)) == len(prefix)
     completions = generate_all(engine, prompts, SamplingParams(6))
     assert [completion.token_ids for completion in completions] == [decode_greedily(prompt, 6) for prompt in prompts]
 
@@ -77,7 +70,7 @@ def test_shared_prefix_does_not_change_completions(engine: Engine, decode_greedi
     ],
 )
 def test_shared_prefix_leaves_one_token_of_each_prompt(prompts: list[list[int]], length: int) -> None:
-    assert shared_prefix_length(prompts) == length
+    assert PromptBatch(prompts, 0).num_cached(PrefixCache(0)) == length
 
 
 def test_stop_token_ends_the_completion_and_is_excluded(
@@ -92,66 +85,6 @@ def test_stop_token_ends_the_completion_and_is_excluded(
     engine.close()
 
 
-def test_each_request_of_a_batch_has_its_own_limit(engine: Engine) -> None:
-    limits = [2, 5]
-    num_tokens = [0, 0]
-    finished: list[tuple[int, FinishReason]] = []
-    num_finished = threading.Semaphore(0)
-
-    def build_request(index: int) -> GenerationRequest:
-        def on_token(token_id: int) -> None:
-            num_tokens[index] += 1
-
-        def on_finish(reason: FinishReason) -> None:
-            finished.append((index, reason))
-            num_finished.release()
-
-        return GenerationRequest(PROMPTS[index], SamplingParams(limits[index]), on_token, on_finish)
-
-    for index in range(2):
-        engine.submit(build_request(index))
-    for _ in range(2):
-        assert num_finished.acquire(timeout=60)
-    assert num_tokens == limits
-    assert finished == [(0, "length"), (1, "length")]
-
-
 def test_generate_all_takes_sampling_params_per_prompt(engine: Engine) -> None:
     completions = generate_all(engine, PROMPTS[:2], [SamplingParams(2), SamplingParams(5)])
     assert [len(completion.token_ids) for completion in completions] == [2, 5]
-
-
-def test_cancelled_request_ends_early(engine: Engine) -> None:
-    finished = threading.Event()
-    token_ids: list[int] = []
-    reasons: list[FinishReason] = []
-
-    def on_token(token_id: int) -> None:
-        token_ids.append(token_id)
-        request.cancelled.set()
-
-    def on_finish(reason: FinishReason) -> None:
-        reasons.append(reason)
-        finished.set()
-
-    request = GenerationRequest(PROMPTS[0], SamplingParams(200), on_token, on_finish)
-    engine.submit(request)
-    assert finished.wait(60)
-    assert reasons == ["cancelled"]
-    assert len(token_ids) == 1
-
-
-def test_seed_makes_a_sampled_completion_repeatable(engine: Engine) -> None:
-    def sample(seed: int) -> list[Completion]:
-        return generate_all(engine, PROMPTS[:1], SamplingParams(8, temperature=1.0, seed=seed))
-
-    assert sample(7) == sample(7)
-    assert sample(7) != sample(8)
-
-
-def test_engine_survives_a_failed_request(engine: Engine) -> None:
-    invalid_token_id = 10**9
-    with pytest.raises(RuntimeError, match="the engine failed on 1 of 1 prompts"):
-        generate_all(engine, [[invalid_token_id]], SamplingParams(2))
-    assert engine.is_alive
-    assert len(generate_all(engine, PROMPTS[:1], SamplingParams(2))[0].token_ids) == 2

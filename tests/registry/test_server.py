@@ -44,8 +44,9 @@ def test_run_is_registered_on_a_server(
     atomic_write_text(folder.model_dir / "model.safetensors", "weights")
     atomic_write_json(folder.evidence_file, {"arms": {"tuned": {"accuracy": 0.9}}})
 
-    version, already_done = register(config, ignore_status)
-    assert (version.number, already_done) == ("1", False)
+    registration = register(config, ignore_status)
+    version = registration.version
+    assert (version.number, registration.already_done) == ("1", False)
     registry = ModelRegistry(server_uri)
     model_dir = registry.download(registry.resolve("models:/tiny@champion"), tmp_path / "downloaded")
     assert (model_dir / "model.safetensors").read_text() == "weights"
@@ -53,11 +54,14 @@ def test_run_is_registered_on_a_server(
     metrics = registry.client.get_run(tracked.id).data.metrics
     assert metrics == {"loss": 2.5, "lr": 1e-3, "tuned.accuracy": 0.9}
 
-    # Replace the contract of the registered version: its files no longer match its tags.
+    assert json.loads(registry.read_file(version, "lineage.json"))["mlflow_run_id"] == tracked.id
+    assert [(one.kind, one.to_version) for one in registry.history("tiny").decisions] == [("gate", "1")]
+
+    # Replace the contract of the registered version: its files no longer match its manifest.
     derive_renderer(base_folder, "another system prompt").contract.save(folder.model_dir / "contract.json")
     registry.client.log_model_artifact(
         registry.client.get_model_version("tiny", "1").source.removeprefix("models:/"),
         str(folder.model_dir / "contract.json"),
     )
-    with pytest.raises(InputError, match=r"tiny/1: its files have contract [0-9a-f]{12}, its tags"):
+    with pytest.raises(InputError, match=r"tiny/1: contract\.json was changed"):
         registry.download(registry.resolve("models:/tiny/1"), tmp_path / "swapped")

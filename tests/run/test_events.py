@@ -4,7 +4,12 @@ from pathlib import Path
 
 import pytest
 
-from instruct_ray.run.events import RunEvents, log_event
+from instruct_ray.files import append_json_line
+from instruct_ray.run.events import RunEvents, event_record
+
+
+def log_event(path: Path, message: str) -> None:
+    append_json_line(path, event_record(message))
 
 
 @pytest.fixture
@@ -36,3 +41,9 @@ def test_incomplete_line_is_read_once_it_is_complete(path: Path) -> None:
     assert events.read_new() == []
     path.write_text('{"message": "half"}\n')
     assert events.read_new() == ["half"]
+
+
+def test_line_that_a_killed_process_did_not_finish_is_skipped(path: Path) -> None:
+    events = RunEvents(path)
+    path.write_text('{"message": "ha\n{"message": "whole"}\n')
+    assert events.read_new() == ["whole"]

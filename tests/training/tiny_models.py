@@ -21,10 +21,11 @@ from transformers import (
     Qwen3Config,
 )
 
+from instruct_ray.base_model.causal_lm import default_attn_implementation
 from instruct_ray.data.example import Example
 from instruct_ray.data.packs.dataset import MANIFEST, shard_file, write_packs
 from instruct_ray.data.packs.tree import Pack
-from instruct_ray.training.model.requirements import default_attn_implementation, packed_attn_implementation
+from instruct_ray.training.model.requirements import packed_attn_implementation
 from instruct_ray.training.model.tree_mask import MaskLayout
 
 CPU = torch.device("cpu")

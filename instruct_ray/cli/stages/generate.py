@@ -21,10 +21,14 @@ def run_generate(config: Config, model: str | None, output: Path) -> None:
     """Answer every row of `data.sources` with a model, which is the tuned model of the run if `model` is None."""
     with StatusLine("generate") as status:
         status("loading libraries")
-        from instruct_ray.inference.offline.generate import generate  # noqa: PLC0415  (takes seconds)
+        from instruct_ray.data.prepare.source_changes import list_run_sources  # noqa: PLC0415  (takes seconds)
+        from instruct_ray.inference.offline.generate import generate  # noqa: PLC0415
 
         status("checking the model and the input")
+        not_read = list_run_sources(config).describe_passed_over()
         manifest, already_done = generate(config, _model_dir(config, model), output, status, ray_session.init_ray)
+    if not_read:
+        print(f"not read: {not_read}")
     assert manifest.counts is not None, "all rows are answered"
     print(f"{'already generated' if already_done else 'generated'}: {manifest.num_rows:,} rows")
     for reason, count in sorted(manifest.counts.items(), key=lambda item: -item[1]):

@@ -14,6 +14,8 @@ def run_prepare(config: Config) -> None:
 
         status(f"reading {len(config.data.sources)} source(s)")
         result = prepare(config, ray_session.init_ray_for_tasks)
+    if result.not_read:
+        print(f"not read: {result.not_read}")
     manifest, path = result.dataset.manifest, result.dataset.path
     print(
         f"{'already prepared' if result.already_done else 'prepared'}: {manifest['num_train']:,} rows to train on in "

@@ -4,9 +4,11 @@ import os
 import signal
 import socket
 import threading
+from collections.abc import Callable
 
 from instruct_ray.cli import ray_session
 from instruct_ray.config.schema import Config
+from instruct_ray.config.serving import ServingConfig
 from instruct_ray.console import StatusLine
 from instruct_ray.errors import InputError
 from instruct_ray.tracking.mlflow_client import require_registry_uri, tracking_uri
@@ -26,18 +28,24 @@ def run_serve(config: Config) -> None:
         serve.delete(name)
 
 
-def start_endpoint(config: Config, status: StatusLine) -> str:
+def start_endpoint(config: Config, status: Callable[[str], None]) -> str:
     """Start the endpoint and return its base URL.
 
     Raises:
-        InputError: nothing is registered under the alias, or the port is in use.
+        InputError: nothing is registered under the alias, the port is in use, serving.feedback_file can't be written,
+            or other machines could use the endpoint without an API key.
     """
     status("loading libraries")
     from ray import serve  # noqa: PLC0415  (takes seconds)
 
     from instruct_ray.registry.model_registry import ModelRegistry  # noqa: PLC0415
+    from instruct_ray.serving.api_keys import ApiKeys  # noqa: PLC0415
     from instruct_ray.serving.app import AppArgs, build_app  # noqa: PLC0415
+    from instruct_ray.serving.playground.triples_file import TriplesFile  # noqa: PLC0415
 
+    _check_access(config.serving, has_keys=ApiKeys(config.serving.api_keys_file).are_required)
+    if config.serving.feedback_file is not None:
+        TriplesFile(config.serving.feedback_file)
     args = AppArgs(registry=config.registry.model_copy(update={"uri": tracking_uri(config)}), serving=config.serving)
     status("looking up the version")
     ModelRegistry(require_registry_uri(config)).resolve(f"models:/{config.registry.name}@{config.registry.alias}")
@@ -55,6 +63,15 @@ def _wait_for_stop() -> None:
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: stopped.set())
     stopped.wait()
+
+
+def _check_access(serving: ServingConfig, *, has_keys: bool) -> None:
+    if has_keys or serving.allow_without_key or serving.host in ("localhost", "127.0.0.1", "::1"):
+        return
+    raise InputError(
+        f"serving.host: {serving.host} can be reached from other machines, and the endpoint has no API keys; set "
+        "serving.api_keys_file (make a key with `instruct-ray new-key NAME`), or serving.allow_without_key=true"
+    )
 
 
 def _check_port(host: str, port: int) -> None:

@@ -7,9 +7,10 @@ a step mixes packs from all over the data set, and memory holds nothing larger t
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
-from functools import lru_cache
+from dataclasses import dataclass, fields
+from functools import cached_property, lru_cache
 from itertools import accumulate
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,12 +26,12 @@ class BatchPlan:
     num_epochs: int
     seed: int
 
-    @property
+    @cached_property
     def num_packs(self) -> int:
         """Packs in an epoch."""
         return sum(self.row_groups)
 
-    @property
+    @cached_property
     def steps_per_epoch(self) -> int:
         """Optimizer steps in an epoch. Also the length of a slot; the last slots may be shorter."""
         return math.ceil(self.num_packs / self.packs_per_step)
@@ -44,7 +45,7 @@ class BatchPlan:
         """The index of a slot's pack at a step; None past the end of the slot."""
         epoch, step_in_epoch = divmod(step, self.steps_per_epoch)
         position = slot * self.steps_per_epoch + step_in_epoch
-        return None if position >= self.num_packs else _epoch_order(self.row_groups, self.seed, epoch).pack_at(position)
+        return None if position >= self.num_packs else self._epoch_order(epoch).pack_at(position)
 
     def step_packs(self, step: int) -> list[int]:
         """The packs of a step; the same for every number of ranks."""
@@ -64,6 +65,22 @@ class BatchPlan:
         """The packs of one rank from a step to the end of the run."""
         for step in range(start_step, self.num_steps):
             yield from self.rank_packs(step, rank, world_size)
+
+    def _epoch_order(self, epoch: int) -> "_EpochOrder":
+        """The order of an epoch. Only the last two are kept: finding one by its row groups would read all of them."""
+        if epoch not in self._epoch_orders:
+            while len(self._epoch_orders) > 1:
+                del self._epoch_orders[min(self._epoch_orders)]
+            self._epoch_orders[epoch] = _EpochOrder(self.row_groups, self.seed, epoch)
+        return self._epoch_orders[epoch]
+
+    @cached_property
+    def _epoch_orders(self) -> "dict[int, _EpochOrder]":
+        return {}
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What is pickled: the fields, without what is computed from them."""
+        return {field.name: self.__dict__[field.name] for field in fields(self)}
 
 
 def make_plan(
@@ -97,8 +114,3 @@ class _EpochOrder:
 
     def _shuffle(self, group: int) -> NDArray[np.int64]:
         return np.random.default_rng([*self._seed, group]).permutation(int(self._sizes[group]))
-
-
-@lru_cache(maxsize=2)
-def _epoch_order(row_groups: tuple[int, ...], seed: int, epoch: int) -> _EpochOrder:
-    return _EpochOrder(row_groups, seed, epoch)

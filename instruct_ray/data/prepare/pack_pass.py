@@ -26,6 +26,8 @@ class PackPassSpec:
     """URIs of the source files."""
     pack_tokens: int
     seed: int
+    candidate_ids: frozenset[str]
+    """Rows that few-shot examples may be chosen from, if they are trained on."""
 
 
 @dataclass(frozen=True)
@@ -41,6 +43,8 @@ class PackPassResult:
     num_computed_tokens: int
     num_target_tokens: int
     statistics: Statistics
+    trained_candidates: list[str]
+    """Those of the candidates that are trained on."""
 
 
 def pack_shard(shard: int, spec: PackPassSpec, held_out: NearDuplicateIndex | None) -> PackPassResult:
@@ -64,6 +68,7 @@ def pack_shard(shard: int, spec: PackPassSpec, held_out: NearDuplicateIndex | No
         num_computed_tokens=sum(len(pack["input_ids"]) for pack in packs),
         num_target_tokens=sum(pack["num_trained"] for pack in packs),
         statistics=_count_rows(rows),
+        trained_candidates=[row.row_id for row in rows if row.row_id in spec.candidate_ids],
     )
 
 

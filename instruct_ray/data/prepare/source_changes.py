@@ -5,19 +5,24 @@ from typing import Any
 
 from instruct_ray.config.schema import Config
 from instruct_ray.data.open_run import OpenRun
-from instruct_ray.data.sources.files import file_digests, find_source_files
+from instruct_ray.data.sources.files import SourceListing, file_digests, list_sources
 from instruct_ray.data.sources.source_file import SourceFile
 from instruct_ray.errors import InputError
 from instruct_ray.run.frozen import read_frozen_section
 
 
-def find_run_files(config: Config) -> list[SourceFile]:
-    """Find the files of `data.sources`.
+def list_run_sources(config: Config) -> SourceListing:
+    """Find the files of `data.sources`, and what lies beside them.
 
     Raises:
         InputError: a file is missing, empty, unreadable or of an unknown format.
     """
-    return find_source_files(config.data.sources, config.run.storage / "sources")
+    return list_sources(config.data.sources, config.run.storage / "sources")
+
+
+def find_run_files(config: Config) -> list[SourceFile]:
+    """Find the files of `data.sources`; see `list_run_sources`."""
+    return list_run_sources(config).files
 
 
 def check_sources_unchanged(run: OpenRun) -> None:

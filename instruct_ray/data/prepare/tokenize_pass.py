@@ -13,10 +13,12 @@ from transformers import PreTrainedTokenizerBase
 
 from instruct_ray.config.data import DataConfig
 from instruct_ray.data.ledger import Ledger, LedgerEntry, sum_counts
+from instruct_ray.data.prepare.candidates import Candidate, CandidatePool, num_offered, write_offered
 from instruct_ray.data.prepare.decisions import RowDecision, decide_rows, group_key
 from instruct_ray.data.prepare.input_checks import QuarantineSummary
 from instruct_ray.data.prepare.near_duplicates import minhash_signature
 from instruct_ray.data.prepare.shuffle_files import HeldOutRow, RenderedRow, write_block, write_held_out_block
+from instruct_ray.data.prepare.split_rule import KeyCounts, SplitRule
 from instruct_ray.data.rendering.contract import PromptContract
 from instruct_ray.data.rendering.renderer import Renderer
 from instruct_ray.data.rendering.truncation import FittedRow
@@ -33,6 +35,8 @@ ROWS_PER_BLOCK = 20_000
 # Chunks, and rows of each, that are sampled to find groups too large for one shard.
 SAMPLED_CHUNKS = 64
 ROWS_PER_SAMPLE = 256
+# The most frequent split keys of a chunk, which the driver merges.
+MAX_KEYS_PER_CHUNK = 20
 
 
 @dataclass(frozen=True)
@@ -52,6 +56,10 @@ class TokenizePassSpec:
     num_shards: int
     oversized_groups: frozenset[int]
     """Groups too large for one shard; their rows are spread over all shards."""
+    split_rule: SplitRule
+    max_positions: int | None
+    """The most tokens that the base model can read; None if it has no such limit."""
+    num_chunks: int
 
     def choose_shard(self, group: int, content_digest: bytes) -> int:
         """Choose a row's shard: the same for all rows of a group, and always the same for exact duplicates."""
@@ -67,6 +75,10 @@ class TokenizePassResult:
     outcomes: dict[str, int] = field(default_factory=dict)
     """Rows that the second pass does not get, by outcome."""
     quarantined: QuarantineSummary = field(default_factory=QuarantineSummary)
+    split_keys: KeyCounts = field(default_factory=KeyCounts)
+    """Rows by the text that decided their split."""
+    candidates: list[Candidate] = field(default_factory=list)
+    """Rows that few-shot examples may be chosen from."""
 
 
 def merge_results(results: Iterable[TokenizePassResult]) -> TokenizePassResult:
@@ -76,6 +88,8 @@ def merge_results(results: Iterable[TokenizePassResult]) -> TokenizePassResult:
         merged.num_read += result.num_read
         merged.outcomes = sum_counts([merged.outcomes, result.outcomes])
         merged.quarantined.merge(result.quarantined)
+        merged.split_keys.merge(result.split_keys)
+        merged.candidates += result.candidates
     return merged
 
 
@@ -112,19 +126,32 @@ class _TokenizeTask:
         self._ledger = Ledger([file.uri for file in spec.files])
         self._result = TokenizePassResult()
         self._num_blocks = 0
+        self._candidates = CandidatePool(num_offered(spec.num_chunks), spec.seed)
         self._start_block()
 
     def add(self, records: Sequence[Record]) -> None:
         """Decide the outcome of each record of a batch, and keep or count it."""
         spec = self._spec
         self._result.num_read += len(records)
-        for decision in decide_rows(records, self._chunk.file, self._renderer, spec.data, spec.seed):
+        decisions = decide_rows(
+            records,
+            self._chunk.file,
+            self._renderer,
+            spec.data,
+            spec.seed,
+            split_rule=spec.split_rule,
+            max_positions=spec.max_positions,
+        )
+        for decision in decisions:
+            if decision.split_key:
+                self._result.split_keys.add(decision.split_key)
             if decision.fitted is None:
                 self._count_unused(decision)
             elif decision.outcome == "trained":
-                self._add_train_row(build_rendered_row(decision, decision.fitted, spec.data))
+                self._candidates.add(decision.row_id, decision.fitted.triple)
+                self._add_train_row(build_rendered_row(decision, decision.fitted, spec.data, spec.split_rule))
             else:
-                self._held_out.append(_build_held_out_row(decision, decision.fitted, spec.data))
+                self._held_out.append(_build_held_out_row(decision, decision.fitted, spec.data, spec.split_rule))
         if self._num_train_rows + len(self._held_out) >= ROWS_PER_BLOCK:
             self._write_block()
 
@@ -133,6 +160,9 @@ class _TokenizeTask:
         self._write_block()
         self._ledger.write(self._spec.folder / "ledger" / f"ingest-{self._chunk.number:06d}.parquet")
         self._result.outcomes = self._ledger.counts
+        offered_file = self._spec.shuffle_dir / f"offered-{self._chunk.number:06d}.jsonl"
+        self._result.candidates = write_offered(offered_file, self._candidates)
+        self._result.split_keys.trim(MAX_KEYS_PER_CHUNK)
         return self._result
 
     def _count_unused(self, decision: RowDecision) -> None:
@@ -165,7 +195,9 @@ class _TokenizeTask:
         self._held_out: list[HeldOutRow] = []
 
 
-def build_rendered_row(decision: RowDecision, fitted: FittedRow, data: DataConfig) -> RenderedRow:
+def build_rendered_row(
+    decision: RowDecision, fitted: FittedRow, data: DataConfig, split_rule: SplitRule
+) -> RenderedRow:
     """Build the row that the second pass packs."""
     triple = fitted.triple
     instruction, answer = report_keys(triple)
@@ -174,7 +206,7 @@ def build_rendered_row(decision: RowDecision, fitted: FittedRow, data: DataConfi
         digest=decision.digest,
         content_digest=triple.content_digest,
         group=group_key(triple),
-        split_key="" if data.near_duplicates is None else triple.split_key,
+        split_key="" if data.near_duplicates is None else split_rule.key(triple),
         copies=decision.copies,
         was_truncated=fitted.was_truncated,
         num_tokens=fitted.num_tokens,
@@ -184,7 +216,9 @@ def build_rendered_row(decision: RowDecision, fitted: FittedRow, data: DataConfi
     )
 
 
-def _build_held_out_row(decision: RowDecision, fitted: FittedRow, data: DataConfig) -> HeldOutRow:
+def _build_held_out_row(
+    decision: RowDecision, fitted: FittedRow, data: DataConfig, split_rule: SplitRule
+) -> HeldOutRow:
     triple = fitted.triple
     split: HeldOutSplit = "test" if decision.outcome == "test" else "validation"
     return HeldOutRow(
@@ -195,7 +229,7 @@ def _build_held_out_row(decision: RowDecision, fitted: FittedRow, data: DataConf
         num_tokens=fitted.num_tokens,
         was_truncated=fitted.was_truncated,
         triple_json=json.dumps(triple.dump(), ensure_ascii=False),
-        signature=b"" if data.near_duplicates is None else minhash_signature(triple.split_key).tobytes(),
+        signature=b"" if data.near_duplicates is None else minhash_signature(split_rule.key(triple)).tobytes(),
     )
 
 

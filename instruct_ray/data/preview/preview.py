@@ -4,16 +4,18 @@ from collections import Counter, deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
+from instruct_ray.base_model.hf_config import max_positions
 from instruct_ray.config.data import DataConfig
 from instruct_ray.config.schema import Config
 from instruct_ray.data.example import Example
 from instruct_ray.data.ledger import RowOutcome
-from instruct_ray.data.open_run import open_run
+from instruct_ray.data.open_run import OpenRun, open_run
 from instruct_ray.data.packs.tree import Pack, pack_examples
 from instruct_ray.data.prepare.decisions import DuplicateFilter, RowDecision, decide_rows
 from instruct_ray.data.prepare.pack_pass import order_examples
 from instruct_ray.data.prepare.shuffle_files import RenderedRow
-from instruct_ray.data.prepare.source_changes import find_run_files
+from instruct_ray.data.prepare.source_changes import list_run_sources
+from instruct_ray.data.prepare.split_rule import SplitRule, find_split_rule
 from instruct_ray.data.prepare.tokenize_pass import build_rendered_row
 from instruct_ray.data.rendering.renderer import Renderer
 from instruct_ray.data.report.report import OUTCOME_TEXTS, RowLocator, shorten_names
@@ -47,6 +49,8 @@ class Preview:
     """Rows that are not shown, by outcome."""
     problems: list[str] = field(default_factory=list)
     """Places and problems of the first quarantined rows."""
+    not_read: str = ""
+    """The files in the sources' folders that are not read, and why."""
 
     def describe_skipped(self) -> str:
         """The skipped rows by outcome, most frequent first."""
@@ -62,9 +66,10 @@ def make_preview(config: Config, num_rows: int) -> Preview:
     """
     if not 1 <= num_rows <= MAX_ROWS:
         raise InputError(f"-n {num_rows}: from 1 to {MAX_ROWS} rows can be previewed")
-    files = find_run_files(config)
-    preview = Preview(open_run(config, "prepare").renderer, config.data.pack_tokens)
-    _read_rows(preview, config, files, num_rows)
+    listing = list_run_sources(config)
+    run = open_run(config, "prepare")
+    preview = Preview(run.renderer, config.data.pack_tokens, not_read=listing.describe_passed_over())
+    _read_rows(preview, run, listing.files, num_rows)
     if not preview.rows:
         example = f"; {preview.problems[0]}" if preview.problems else ""
         raise InputError(
@@ -76,21 +81,35 @@ def make_preview(config: Config, num_rows: int) -> Preview:
     return preview
 
 
-def _read_rows(preview: Preview, config: Config, files: Sequence[SourceFile], num_rows: int) -> None:
+def _read_rows(preview: Preview, run: OpenRun, files: Sequence[SourceFile], num_rows: int) -> None:
     """Read records until the preview has `num_rows` rows."""
+    config, split_rule, positions = run.config, find_split_rule(files, run.config.data), max_positions(run.hf_config)
     locator = RowLocator(files, shorten_names([file.uri for file in files]))
     duplicates = DuplicateFilter()
     max_read = max(MIN_READ_LIMIT, MAX_READ_PER_ROW * num_rows)
     for file, record in _alternate_sources(files, config.data):
         preview.num_read += 1
-        [decision] = decide_rows([record], file, preview.renderer, config.data, config.run.seed)
-        _add_row(preview, decision, config.data, duplicates, locator)
+        [decision] = decide_rows(
+            [record],
+            file,
+            preview.renderer,
+            config.data,
+            config.run.seed,
+            split_rule=split_rule,
+            max_positions=positions,
+        )
+        _add_row(preview, decision, config.data, split_rule, duplicates, locator)
         if len(preview.rows) == num_rows or preview.num_read == max_read:
             return
 
 
 def _add_row(
-    preview: Preview, decision: RowDecision, data: DataConfig, duplicates: DuplicateFilter, locator: RowLocator
+    preview: Preview,
+    decision: RowDecision,
+    data: DataConfig,
+    split_rule: SplitRule,
+    duplicates: DuplicateFilter,
+    locator: RowLocator,
 ) -> None:
     """Add a row to train on, or count it as skipped."""
     if decision.error is not None and len(preview.problems) < MAX_NAMED_ROWS:
@@ -100,7 +119,7 @@ def _add_row(
     elif not duplicates.add(decision.fitted.triple.content_digest):
         preview.skipped["duplicate"] += 1
     else:
-        row = build_rendered_row(decision, decision.fitted, data)
+        row = build_rendered_row(decision, decision.fitted, data, split_rule)
         # A preview shows each row once, whatever its weight.
         preview.rows.append(replace(row, copies=1))
         preview.places[row.row_id] = locator.describe(row.row_id)

@@ -75,6 +75,8 @@ def _summarize(preview: Preview) -> Iterator[str]:
         yield f"{preview.num_read:,} rows read; not shown: {preview.describe_skipped()}"
     for problem in preview.problems:
         yield f"  {escape_invisible(problem)}"
+    if preview.not_read:
+        yield f"not read: {escape_invisible(preview.not_read)}"
 
 
 @dataclass

@@ -51,16 +51,21 @@ class ChatTemplate:
             **options,
         }
 
-    def render(self, messages: Sequence[Message], *, add_generation_prompt: bool) -> str:
-        """Render a chat as text.
+    def render(
+        self,
+        messages: Sequence[Message],
+        *,
+        add_generation_prompt: bool,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+    ) -> str:
+        """Render a chat as text, with the function definitions of its tools if it has any.
 
         Raises:
             InputError: The template rejects the chat, for instance its order of roles.
         """
         try:
-            return self._template.render(
-                self._variables, messages=messages, add_generation_prompt=add_generation_prompt
-            )
+            variables = self._variables if not tools else {**self._variables, "tools": tools}
+            return self._template.render(variables, messages=messages, add_generation_prompt=add_generation_prompt)
         except RENDER_ERRORS as error:
             roles = ", ".join(message["role"] for message in messages) or "no messages"
             hint = "; it may not support system messages" if "system" in roles else ""
@@ -73,7 +78,7 @@ class ChatTemplate:
         runs of line breaks.
         """
         listed = set(self._tokenizer.chat_control_tokens or ())
-        texts = [*self._literals(), self._render_sample()]
+        texts = self.texts()
         return [
             token.content
             for token in self._tokenizer.added_tokens_decoder.values()
@@ -81,6 +86,10 @@ class ChatTemplate:
             or token.content in listed
             or (not token.content.isspace() and any(token.content in text for text in texts))
         ]
+
+    def texts(self) -> list[str]:
+        """List the texts that the template can write: those in its source, and a chat without content."""
+        return [*self._literals(), self._render_sample()]
 
     def _literals(self) -> list[str]:
         """List the texts in the source that the template can write."""
@@ -94,7 +103,11 @@ class ChatTemplate:
         It is empty if the template rejects the chat.
         """
         turns: list[Message] = [{"role": "user", "content": ""}, {"role": "assistant", "content": ""}]
-        try:
-            return self.render([*turns, turns[0]], add_generation_prompt=True)
-        except InputError:
-            return ""
+        system: Message = {"role": "system", "content": ""}
+        # Some templates demand a system message, others reject one.
+        for chat in ([*turns, turns[0]], [system, *turns, turns[0]]):
+            try:
+                return self.render(chat, add_generation_prompt=True)
+            except InputError:
+                continue
+        return ""

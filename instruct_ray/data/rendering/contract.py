@@ -7,7 +7,7 @@ import hashlib
 import json
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import Any, NotRequired, TypedDict
 
 from transformers import PreTrainedTokenizerBase
 
@@ -24,14 +24,22 @@ DEFAULTS_OMITTED_FROM_DIGEST: dict[str, Any] = {
     "strips_left": "",
     "strips_right": "",
     "template_options": {},
+    "template_eos_token": None,
+    "labels": None,
 }
+# It says how the files of an exported tokenizer differ from the base model's, and nothing about the tokens of a chat.
+NEVER_IN_DIGEST = {"template_eos_token"}
 
 
 class Message(TypedDict):
-    """One message of a chat."""
+    """One message of a chat; the last three keys are those of chats with tools, as in OpenAI's API."""
 
     role: str
     content: str
+    tool_calls: NotRequired[list[dict[str, Any]]]
+    """Their arguments are objects, not JSON text."""
+    tool_call_id: NotRequired[str]
+    name: NotRequired[str]
 
 
 @dataclass(frozen=True)
@@ -63,20 +71,40 @@ class PromptContract:
     """Characters that the template removes after an answer, if `strips_answer` is false."""
     template_options: dict[str, Any] = field(default_factory=dict)
     """Variables that the template is rendered with."""
+    template_eos_token: str | None = None
+    """What the template gets as `eos_token`, if the tokenizer beside this contract has another: an exported one has the
+    stop token, for programs that don't read contracts."""
+
+    labels: list[str] | None = None
+    """All answers of a label task; None for other tasks."""
 
     @property
     def digest(self) -> str:
-        """sha256 over all fields; recorded with packs, models and registered versions."""
+        """sha256 over all fields that decide tokens; recorded with packs, models and registered versions."""
         values = {
-            name: value for name, value in asdict(self).items() if DEFAULTS_OMITTED_FROM_DIGEST.get(name, ...) != value
+            name: value
+            for name, value in asdict(self).items()
+            if name not in NEVER_IN_DIGEST and DEFAULTS_OMITTED_FROM_DIGEST.get(name, ...) != value
         }
         return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
 
     @property
+    def template_variables(self) -> dict[str, Any]:
+        """The variables of the template besides the special tokens of the tokenizer."""
+        eos = {} if self.template_eos_token is None else {"eos_token": self.template_eos_token}
+        return {**eos, **self.template_options}
+
+    @property
     def standalone_template(self) -> str:
-        """The chat template with `template_options` set in its source, for programs that don't know contracts."""
-        settings = [f"{{%- set {name} = {json.dumps(value)} %}}" for name, value in self.template_options.items()]
+        """The chat template with its variables set in its source, for programs that don't know contracts."""
+        settings = [f"{{%- set {name} = {json.dumps(value)} %}}" for name, value in self.template_variables.items()]
         return "".join(settings) + self.chat_template
+
+    def add_system_prompt(self, messages: list[Message]) -> list[Message]:
+        """Add the system prompt to a chat that doesn't begin with a system message."""
+        if self.system_prompt is None or messages[0]["role"] == "system":
+            return messages
+        return [{"role": "system", "content": self.system_prompt}, *messages]
 
     def strip_answer(self, answer: str) -> str:
         """Remove the white space around an answer that the template removes."""

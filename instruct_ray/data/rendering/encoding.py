@@ -33,6 +33,7 @@ class Encoder:
         self._backend: Tokenizer = tokenizer.backend_tokenizer
         self._text_backend = _make_text_backend(tokenizer, tuple(special_tokens))
         self._special_ids = frozenset(self._backend.token_to_id(token) for token in special_tokens)
+        self._unknown_id = tokenizer.unk_token_id
         longest_first = sorted(special_tokens, key=len, reverse=True)
         special = "|".join(map(re.escape, longest_first)) or "(?!)"
         self._special_pattern = re.compile(special)
@@ -107,13 +108,17 @@ class Encoder:
         """Put markers around the special tokens in text from a user, and remove markers that it already has."""
         return self._special_pattern.sub(f"{OPEN}\\g<0>{CLOSE}", text.replace(OPEN, "").replace(CLOSE, ""))
 
-    def encode_escaped(self, text: str) -> list[int]:
+    def encode_escaped(self, text: str, encode_first: Encode | None = None) -> list[int]:
         """Encode a chat rendered from escaped texts: special tokens between markers are encoded as ordinary text.
 
         A marker whose partner the template removed still separates the texts on its sides.
+
+        Args:
+            text: The chat.
+            encode_first: Encodes what is before the first marker, if the text is not the start of the input.
         """
         first, *pieces = self._escaped_pattern.split(text)
-        [ids] = self.encode_with_special([first])
+        [ids] = (encode_first or self.encode_with_special)([first])
         # Pieces alternate: the escaped special token (None for a lone marker), then the text up to the next marker.
         for index, piece in enumerate(pieces):
             if piece:
@@ -132,6 +137,15 @@ class Encoder:
         """Return the special tokens among the tokens, in order."""
         known = self._special_ids
         return [] if known.isdisjoint(ids) else [token_id for token_id in ids if token_id in known]
+
+    def unknown_characters(self, text: str) -> list[str]:
+        """List the characters of a text that the tokenizer has no token for."""
+        [ids] = self.encode_as_text([text])
+        if self._unknown_id is None or self._unknown_id not in ids:
+            return []
+        characters = list(dict.fromkeys(text))
+        encoded = self.encode_as_text(characters)
+        return [char for char, ids in zip(characters, encoded, strict=True) if self._unknown_id in ids]
 
     def _is_context_dependent(self, token: str) -> bool:
         """Whether the text around the token decides if the tokenizer recognizes it."""
@@ -153,6 +167,15 @@ class Encoder:
         [alone] = self.encode_as_text(["A"])
         [after_special] = self.encode_with_special([token + "A"])
         return after_special == [self._backend.token_to_id(token), *alone]
+
+
+def decode_answer(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int], kept_ids: frozenset[int]) -> str:
+    """Decode the tokens of an answer without its special tokens, apart from some that are kept."""
+    if not kept_ids.isdisjoint(ids):
+        skipped = set(tokenizer.all_special_ids) - kept_ids
+        ids = [token_id for token_id in ids if token_id not in skipped]
+    is_skipping = kept_ids.isdisjoint(ids)
+    return str(tokenizer.decode(ids, skip_special_tokens=is_skipping, clean_up_tokenization_spaces=False))
 
 
 def _encode(backend: Tokenizer, texts: list[str], *, special_as_text: bool) -> list[list[int]]:

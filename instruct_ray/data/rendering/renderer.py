@@ -4,28 +4,32 @@ Prompt and completion are tokenized apart and joined, so the boundary between th
 becomes a special token.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import cached_property
+from itertools import islice
 from pathlib import Path
 
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
-from instruct_ray.data.example import Example, build_examples
+from instruct_ray.base_model.tokenizer import load_tokenizer
+from instruct_ray.data.example import Example
+from instruct_ray.data.rendering.answer_tags import AnswerTags
 from instruct_ray.data.rendering.chat_template import ChatTemplate
 from instruct_ray.data.rendering.contract import Message, PromptContract, compute_tokenizer_digest
-from instruct_ray.data.rendering.encoding import Encoder
+from instruct_ray.data.rendering.encoding import Encoder, decode_answer
 from instruct_ray.data.rendering.template_skeleton import (
     BatchKey,
     TemplateSkeleton,
     encode_variable_text,
     make_skeleton,
 )
+from instruct_ray.data.rendering.tool_chats import ToolChats, Tools, chat_messages, has_tool_messages
+from instruct_ray.data.rendering.turns import TokenIds, Turn, build_row, explain_special, join_turn
 from instruct_ray.data.sources.records import RowError
 from instruct_ray.data.sources.triple import Triple
 from instruct_ray.errors import InputError
 from instruct_ray.run.folder import CONTRACT_FILE
 
-TokenIds = list[int]
 # Cached skeletons, one per order of roles. Bounded because clients of a server choose the roles.
 MAX_SKELETONS = 256
 
@@ -41,7 +45,7 @@ class Renderer:
         """
         self.tokenizer = tokenizer
         self.contract = contract
-        self.template = ChatTemplate(tokenizer, contract.chat_template, contract.template_options)
+        self.template = ChatTemplate(tokenizer, contract.chat_template, contract.template_variables)
         self.encoder = Encoder(tokenizer, self.template.special_tokens())
         self._skeletons: dict[tuple[str, ...], TemplateSkeleton] = {}
         if contract.system_prompt is not None and self.encoder.may_contain_special(contract.system_prompt):
@@ -54,13 +58,34 @@ class Renderer:
 
     def chat(self, triple: Triple) -> list[Message]:
         """Build the chat up to the answer of a row, including its own system message and its history."""
+        if triple.tool_chat is not None:
+            return chat_messages(triple)[:-1]
         chat: list[Message] = [] if triple.system is None else [{"role": "system", "content": triple.system}]
         for question, answer in triple.history:
             chat += [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
         return chat + self.messages(triple.instruction, triple.input)
 
-    def prompt(self, messages: list[Message]) -> TokenIds:
-        """Encode a chat as the tokens that its answer follows.
+    def answer(self, triple: Triple) -> Message:
+        """Build the message that follows the chat of a row."""
+        if triple.tool_chat is not None:
+            return chat_messages(triple)[-1]
+        return {"role": "assistant", "content": triple.output}
+
+    def clean(self, triple: Triple) -> Triple:
+        """Return a row as it can be trained on; see `AnswerTags.clean`. The output of a chat with tools is set.
+
+        Raises:
+            RowError: it can't be trained on.
+        """
+        cleaned = self.answer_tags.clean(triple)
+        return cleaned if cleaned.tool_chat is None else self.tool_chats.set_output(cleaned)
+
+    def row_prompts(self, triples: Sequence[Triple]) -> list[TokenIds | RowError]:
+        """Encode the chats of rows as the tokens that their last answers follow."""
+        return self.encode_prompts([self.chat(triple) for triple in triples], [triple.tools for triple in triples])
+
+    def prompt(self, messages: list[Message], tools: Tools | None = None) -> TokenIds:
+        """Encode a chat, with the function definitions of its tools, as the tokens that its answer follows.
 
         The contract's system prompt is added unless the chat begins with a system message.
 
@@ -68,10 +93,31 @@ class Renderer:
             InputError: The chat template rejects the chat, for instance its order of roles, or text in the chat would
                 become a special token.
         """
-        [ids] = self._encode_prompts([messages])
+        [ids] = self.encode_prompts([messages], [tools])
         if isinstance(ids, RowError):
             raise InputError(ids.detail)
         return ids
+
+    def continued_text(self, text: str) -> TokenIds:
+        """Encode text that a model continues, without the chat template; begins as the tokenizer begins an input.
+
+        Raises:
+            InputError: Text in it would become a special token.
+        """
+        [ids] = self.encoder.encode_as_text([text])
+        if self.encoder.special_ids(ids):
+            raise InputError(self._explain_special([{"role": "user", "content": text}]).detail)
+        start_id = self.tokenizer.bos_token_id
+        if not ids:
+            raise InputError("holds no text that the tokenizer knows")
+        starts_input = start_id is not None and self.tokenizer("a").input_ids[:1] == [start_id]
+        return [start_id, *ids] if starts_input else ids
+
+    def template_token_ids(self) -> tuple[int, ...]:
+        """The tokens of a chat with two turns, which the template writes around any text, and the stop token."""
+        question, answer = self.messages("a", ""), Message(role="assistant", content="a")
+        ids = self.prompt([*question, answer, *question])
+        return tuple(sorted({*ids, self.contract.stop_token_id}))
 
     def completion(self, answer: str) -> TokenIds:
         """Encode an answer and the stop token.
@@ -84,31 +130,43 @@ class Renderer:
             raise InputError(ids.detail)
         return ids
 
+    def decode(self, token_ids: Sequence[int]) -> str:
+        """Decode the tokens of an answer, without its special tokens apart from those of calls."""
+        return decode_answer(self.tokenizer, token_ids, kept_ids=self.tool_chats.mark_ids)
+
     def examples(self, row_ids: Sequence[str], triples: Sequence[Triple]) -> list[list[Example] | RowError]:
         """Encode rows for training: one example per answer of a row, with the prompt that serving would render."""
+        without_tools = iter(self._encode_turns([triple for triple in triples if triple.tool_chat is None]))
+        return [
+            build_row(row_id, next(without_tools) if triple.tool_chat is None else self.tool_chats.row_turns(triple))
+            for row_id, triple in zip(row_ids, triples, strict=True)
+        ]
+
+    def _encode_turns(self, triples: Sequence[Triple]) -> Iterator[list[Turn | RowError]]:
+        """Encode the answers of rows without tools, each with its prompt."""
         chats: list[list[Message]] = []
         answers: list[str] = []
         for triple in triples:
             chat = self.chat(triple)
             first = 0 if triple.system is None else 1
-            for turn, (_, answer) in enumerate(triple.history):
+            for turn, answer in triple.trained_history:
                 chats.append(chat[: first + 2 * turn + 1])
                 answers.append(answer)
             chats.append(chat)
             answers.append(triple.output)
-        prompts, completions = self._encode_prompts(chats), self._encode_completions(answers)
-        rows: list[list[Example] | RowError] = []
-        start = 0
-        for row_id, triple in zip(row_ids, triples, strict=True):
-            stop = start + len(triple.history) + 1
-            rows.append(_build_row(row_id, prompts[start:stop], completions[start:stop]))
-            start = stop
-        return rows
+        turns = map(join_turn, self.encode_prompts(chats), self._encode_completions(answers))
+        return (list(islice(turns, len(triple.trained_history) + 1)) for triple in triples)
 
-    def _encode_prompts(self, chats: Sequence[list[Message]]) -> list[TokenIds | RowError]:
+    def encode_prompts(
+        self, chats: Sequence[list[Message]], tools: Sequence[Tools | None] | None = None
+    ) -> list[TokenIds | RowError]:
+        """Encode many chats as `prompt` does; a rejected one gives its reason in place of its tokens."""
         results: list[TokenIds | RowError] = [[]] * len(chats)
         batches: dict[BatchKey, list[tuple[int, TemplateSkeleton, str]]] = {}
-        for index, messages in enumerate(chats):
+        for index, (messages, its_tools) in enumerate(zip(chats, tools or [None] * len(chats), strict=True)):
+            if its_tools or has_tool_messages(messages):
+                results[index] = self.tool_chats.prompt(messages, its_tools)
+                continue
             try:
                 skeleton = self._skeleton_for(messages)
                 text = self._render(messages)
@@ -126,7 +184,8 @@ class Renderer:
                 if key.has_special:
                     results[index] = self._verify_special_tokens(ids, chats[index], skeleton)
                 else:
-                    results[index] = _special_token_error() if self.encoder.special_ids(variable_ids) else ids
+                    has_special = bool(self.encoder.special_ids(variable_ids))
+                    results[index] = self._explain_special(chats[index]) if has_special else ids
         return results
 
     def _needs_escaping(self, messages: list[Message], variable_text: str, skeleton: TemplateSkeleton) -> bool:
@@ -156,15 +215,21 @@ class Renderer:
         special_ids = self.encoder.special_ids(ids)
         if special_ids == skeleton.special_ids:
             return ids
+        # Harmless content keeps them, so the comparison below does not see them.
+        if any(self.encoder.unknown_characters(turn["content"]) for turn in messages):
+            return self._explain_special(messages)
         # A template may write other special tokens depending on the content. It then writes the same ones for content
         # that can't contain any.
         replace = self.encoder.replace_special_characters
         try:
             text = self._render([{"role": turn["role"], "content": replace(turn["content"])} for turn in messages])
         except InputError:
-            return _special_token_error()
+            return self._explain_special(messages)
         [harmless_ids] = self.encoder.encode_with_special([text])
-        return ids if special_ids == self.encoder.special_ids(harmless_ids) else _special_token_error()
+        return ids if special_ids == self.encoder.special_ids(harmless_ids) else self._explain_special(messages)
+
+    def _explain_special(self, messages: Sequence[Message]) -> RowError:
+        return explain_special(self.encoder, [message["content"] for message in messages])
 
     def _encode_completions(self, answers: Sequence[str]) -> list[TokenIds | RowError]:
         contract, encoder = self.contract, self.encoder
@@ -174,8 +239,23 @@ class Renderer:
         encode_after = encoder.encode_after_special if self._prompt_ends_with_special else encoder.encode_after_text
         completions: dict[str, TokenIds | RowError] = {}
         for text, ids in zip(unique, encode_after(unique, encoder.encode_as_text), strict=True):
-            completions[text] = _special_token_error() if encoder.special_ids(ids) else [*ids, contract.stop_token_id]
+            if encoder.special_ids(ids):
+                completions[text] = self._explain_special([{"role": "assistant", "content": text}])
+            else:
+                completions[text] = [*ids, contract.stop_token_id]
         return [completions[text] for text in texts]
+
+    @cached_property
+    def answer_tags(self) -> AnswerTags:
+        """The tags of the chat template that answers can't have."""
+        return AnswerTags(
+            self.template, self.tokenizer, self.contract.add_system_prompt([{"role": "user", "content": "x"}])
+        )
+
+    @cached_property
+    def tool_chats(self) -> ToolChats:
+        """Renders chats with tools."""
+        return ToolChats(self.tokenizer, self.template, self.encoder, self.contract)
 
     @cached_property
     def _prompt_ends_with_special(self) -> bool:
@@ -190,18 +270,13 @@ class Renderer:
                 raise InputError("a chat without messages")
             if len(self._skeletons) == MAX_SKELETONS:
                 self._skeletons.clear()
-            chat = self._with_system(messages)
+            chat = self.contract.add_system_prompt(messages)
             skeleton = make_skeleton(self.template, self.encoder, chat, num_fixed=len(chat) - len(messages))
             self._skeletons[roles] = skeleton
         return skeleton
 
     def _render(self, messages: list[Message]) -> str:
-        return self.template.render(self._with_system(messages), add_generation_prompt=True)
-
-    def _with_system(self, messages: list[Message]) -> list[Message]:
-        if self.contract.system_prompt is None or messages[0]["role"] == "system":
-            return messages
-        return [{"role": "system", "content": self.contract.system_prompt}, *messages]
+        return self.template.render(self.contract.add_system_prompt(messages), add_generation_prompt=True)
 
 
 def load_renderer(model_dir: Path) -> Renderer:
@@ -213,26 +288,8 @@ def load_renderer(model_dir: Path) -> Renderer:
         InputError: The contract is missing or corrupted, or the tokenizer is not the one it was derived from.
     """
     contract = PromptContract.load(model_dir / CONTRACT_FILE)
-    tokenizer = AutoTokenizer.from_pretrained(model_dir)
+    tokenizer = load_tokenizer(model_dir)
     digest = compute_tokenizer_digest(tokenizer)
     if digest != contract.tokenizer_digest:
         raise InputError(f"{model_dir}: tokenizer {digest[:12]} is not the contract's {contract.tokenizer_digest[:12]}")
     return Renderer(tokenizer, contract)
-
-
-def _special_token_error() -> RowError:
-    return RowError("special_token", "contains text that the tokenizer or the chat template turns into a special token")
-
-
-def _build_row(
-    row_id: str, prompts: Sequence[TokenIds | RowError], completions: Sequence[TokenIds | RowError]
-) -> list[Example] | RowError:
-    """Build the examples of a row, or return its first error."""
-    turns: list[tuple[TokenIds, TokenIds]] = []
-    for prompt, completion in zip(prompts, completions, strict=True):
-        if isinstance(prompt, RowError):
-            return prompt
-        if isinstance(completion, RowError):
-            return completion
-        turns.append((prompt, completion))
-    return build_examples(row_id, turns)

@@ -40,28 +40,41 @@ class TooLongRow:
 
 
 def fit_to_limit(
-    renderer: Renderer, row_ids: Sequence[str], triples: Sequence[Triple], data: DataConfig
+    renderer: Renderer,
+    row_ids: Sequence[str],
+    triples: Sequence[Triple],
+    data: DataConfig,
+    max_positions: int | None = None,
 ) -> list[FittedRow | TooLongRow | RowError]:
-    """Render rows; those that are too long are truncated if `data.too_long` allows it and they have an input."""
+    """Render rows; those that are too long are truncated if `data.too_long` allows it and they have an input.
+
+    A row within `data.max_tokens` that the base model can't read, since it has only `max_positions` positions, is an
+    error.
+    """
+    # The model never reads the stop token, so an example may be one token longer than a pack, or than its positions.
+    requested = min(data.max_tokens, data.pack_tokens + 1)
+    limit = requested if max_positions is None else min(requested, max_positions + 1)
     results: list[FittedRow | TooLongRow | RowError] = []
     for row_id, triple, examples in zip(row_ids, triples, renderer.examples(row_ids, triples), strict=True):
         if isinstance(examples, RowError):
             results.append(examples)
-        elif num_excess_tokens(examples, data) <= 0:
+        elif (num_tokens := _max_tokens(examples)) <= limit:
             results.append(FittedRow(triple, triple, examples, was_truncated=False))
         elif data.too_long == "cut" and triple.input and not triple.history:
-            results.append(_truncate(renderer, row_id, triple, examples, data))
+            results.append(_truncate(renderer, row_id, triple, examples, limit))
+        elif num_tokens <= requested:
+            results.append(_no_position_error(num_tokens, limit))
         else:
-            results.append(TooLongRow(_max_tokens(examples)))
+            results.append(TooLongRow(num_tokens))
     return results
 
 
-def num_excess_tokens(examples: Sequence[Example], data: DataConfig) -> int:
-    """Return by how many tokens the longest example of a row exceeds the limits; zero or less if it doesn't.
-
-    The model never reads the stop token, so an example may be one token longer than a pack.
-    """
-    return _max_tokens(examples) - min(data.max_tokens, data.pack_tokens + 1)
+def _no_position_error(num_tokens: int, limit: int) -> RowError:
+    return RowError(
+        "no_position",
+        f"has {num_tokens} tokens, but the base model has only {limit - 1} positions; data.max_tokens={limit} drops "
+        "such rows, and data.too_long=cut truncates their inputs",
+    )
 
 
 def _max_tokens(examples: Sequence[Example]) -> int:
@@ -69,16 +82,16 @@ def _max_tokens(examples: Sequence[Example]) -> int:
 
 
 def _truncate(
-    renderer: Renderer, row_id: str, triple: Triple, examples: Sequence[Example], data: DataConfig
+    renderer: Renderer, row_id: str, triple: Triple, examples: Sequence[Example], limit: int
 ) -> FittedRow | TooLongRow:
-    """Truncate the input at its end until the row is within the limits."""
+    """Truncate the input at its end until the longest example has at most `limit` tokens."""
     too_long = TooLongRow(_max_tokens(examples))
     truncated = triple
     for _ in range(MAX_TRUNCATIONS):
         encoding = renderer.tokenizer(
             truncated.input, add_special_tokens=False, split_special_tokens=True, return_offsets_mapping=True
         )
-        num_kept = len(encoding["input_ids"]) - num_excess_tokens(examples, data)
+        num_kept = len(encoding["input_ids"]) - (_max_tokens(examples) - limit)
         if num_kept < 1:
             return too_long
         # A character that the first removed token shares with the last kept one is removed as a whole.
@@ -88,6 +101,6 @@ def _truncate(
         if isinstance(rendered, RowError) or not truncated.input:
             return too_long
         examples = rendered
-        if num_excess_tokens(examples, data) <= 0:
+        if _max_tokens(examples) <= limit:
             return FittedRow(truncated, triple, list(examples), was_truncated=True)
     return too_long

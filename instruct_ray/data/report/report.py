@@ -44,7 +44,7 @@ OUTCOME_TEXTS: dict[RowOutcome, tuple[str, str]] = {
     "duplicate": ("duplicate", "equal to an earlier row, which is kept"),
     "near_duplicate": ("near duplicate", "too similar to a held-out row to be trained on"),
     "too_long": ("too long", "longer than data.max_tokens or a pack"),
-    "left_out": ("skipped by weight", "the weight of the source is below 1"),
+    "left_out": ("left out", "by a weight of the source below 1, or by data.train_fraction"),
     "quarantined": ("quarantined", "can't be used, see below"),
 }
 

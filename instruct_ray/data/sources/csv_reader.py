@@ -1,4 +1,4 @@
-"""CSV: rows that may span several lines.
+"""CSV and TSV: rows that may span several lines.
 
 A quote that is never closed would swallow all following rows. Instead, only the row with the quote can't be used: the
 reader returns to the line after the one on which the row starts.
@@ -11,6 +11,7 @@ from collections import deque
 from collections.abc import Iterator
 from typing import Any
 
+from instruct_ray.data.sources.csv_delimiter import find_delimiter, parse_separator_line
 from instruct_ray.data.sources.records import ReadOptions, Record, RowError, not_utf8_error, row_too_large_error
 from instruct_ray.data.sources.source_file import (
     BUFFER_BYTES,
@@ -22,8 +23,10 @@ from instruct_ray.data.sources.source_file import (
 from instruct_ray.errors import InputError
 
 
-def read_csv(chunk: Chunk, options: ReadOptions) -> Iterator[Record]:
+def read_csv(chunk: Chunk, options: ReadOptions, default_delimiter: str = ",") -> Iterator[Record]:
     """Yield all records of a file; their positions are numbers of lines.
+
+    Without `options.delimiter`, a `sep=` line or the header decides what separates columns.
 
     Raises:
         InputError: the file has no usable header, or a quoted field has several lines and exceeds `max_row_bytes`.
@@ -32,7 +35,7 @@ def read_csv(chunk: Chunk, options: ReadOptions) -> Iterator[Record]:
     csv.field_size_limit(options.max_row_bytes)
     with open_source_file(chunk.file) as stream:
         lines = _LineReader(stream, chunk.file, options.max_row_bytes)
-        rows = csv.reader(lines, strict=True)
+        rows = csv.reader(lines, delimiter=_find_delimiter(lines, options, default_delimiter), strict=True)
         header = _read_header(rows, lines)
         while True:
             position = lines.start_record()
@@ -48,8 +51,26 @@ def read_csv(chunk: Chunk, options: ReadOptions) -> Iterator[Record]:
             else:
                 if not fields:
                     continue
-                value = lines.encoding_error or _make_row(header, fields)
+                value = lines.encoding_error or _make_row(header, fields, options)
             yield Record(position, value, lines.digest())
+
+
+def read_tsv(chunk: Chunk, options: ReadOptions) -> Iterator[Record]:
+    """Yield all records of a file whose columns are separated by tabs, unless its header shows otherwise."""
+    return read_csv(chunk, options, "\t")
+
+
+def _find_delimiter(lines: "_LineReader", options: ReadOptions, default: str) -> str:
+    """Find the delimiter in the first lines; a `sep=` line is consumed."""
+    try:
+        line = lines.peek()
+    except RowError as error:
+        raise _no_header_error(lines.file, error) from None
+    separator = parse_separator_line(line)
+    if separator is not None:
+        lines.start_record()
+        next(lines)
+    return options.delimiter or separator or find_delimiter(line, options.columns, default)
 
 
 def _read_header(rows: Iterator[list[str]], lines: "_LineReader") -> list[str]:
@@ -58,7 +79,7 @@ def _read_header(rows: Iterator[list[str]], lines: "_LineReader") -> list[str]:
     try:
         header = next(rows, [])
     except (csv.Error, RowError) as error:
-        raise InputError(f"data.sources: {uri} does not start with a line of column names ({error})") from None
+        raise _no_header_error(lines.file, error) from None
     if lines.encoding_error or any("\x00" in name for name in header):
         raise InputError(f"data.sources: {uri} is not UTF-8; save it as CSV in UTF-8")
     duplicates = [name for name in header if name and header.count(name) > 1]
@@ -67,10 +88,19 @@ def _read_header(rows: Iterator[list[str]], lines: "_LineReader") -> list[str]:
     return header
 
 
-def _make_row(header: list[str], fields: list[str]) -> Any:
-    if len(fields) != len(header):
-        return RowError("not_csv", f"has {len(fields)} columns, but the header has {len(header)}")
-    return dict(zip(header, fields, strict=True))
+def _no_header_error(file: SourceFile, error: Exception) -> InputError:
+    return InputError(f"data.sources: {file.uri} does not start with a line of column names ({error})")
+
+
+def _make_row(header: list[str], fields: list[str], options: ReadOptions) -> Any:
+    """Make a row of its fields. Excel leaves out empty fields at the end of a row, and writes some past the header."""
+    if len(fields) == len(header):
+        return dict(zip(header, fields, strict=True))
+    missing = header[len(fields) :]
+    if any(fields[len(header) :]) or not options.required_columns.isdisjoint(missing):
+        without = f": no {', '.join(name for name in missing if name)}" if missing else ""
+        return RowError("not_csv", f"has {len(fields)} columns, but the header has {len(header)}{without}")
+    return dict.fromkeys(header, "") | dict(zip(header, fields, strict=False))
 
 
 class _LineReader:
@@ -92,6 +122,17 @@ class _LineReader:
         self._record_lines.clear()
         self._record_bytes, self.encoding_error, self._skipped_digest = 0, None, None
         return self._line_number
+
+    def peek(self) -> str:
+        """Return the first line of the file without consuming it, empty if there is none.
+
+        Raises:
+            RowError: the line is too large.
+        """
+        line = next(self, "")
+        self._pushed_back.extendleft(self._record_lines)
+        self._line_number = 0
+        return line
 
     def push_back(self) -> None:
         """End the current record after its first line; its other lines are read again."""

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 
-from instruct_ray.data.sources.csv_reader import read_csv
+from instruct_ray.data.sources.csv_reader import read_csv, read_tsv
 from instruct_ray.data.sources.json_reader import read_json_array
 from instruct_ray.data.sources.jsonl_reader import read_jsonl, split_jsonl
 from instruct_ray.data.sources.records import ReadOptions, Record
@@ -16,7 +16,7 @@ from instruct_ray.data.sources.table_reader import read_arrow, read_parquet, spl
 from instruct_ray.errors import InputError
 
 # Suffix of a compressed file -> Arrow's name of the compression.
-COMPRESSIONS = {".gz": "gzip", ".zst": "zstd"}
+COMPRESSIONS = {".gz": "gzip", ".bz2": "bz2", ".zst": "zstd"}
 # Compressed size of text, as a fraction of its size.
 COMPRESSION_RATIO = 0.25
 
@@ -58,18 +58,32 @@ _FORMATS = (
     FileFormat(
         "parquet", (".parquet",), read_parquet, split_row_groups, may_be_compressed=False, is_compressed_inside=True
     ),
+    FileFormat("tsv", (".tsv",), read_tsv),
     # Written by `datasets`, whose folders list their own files.
     FileFormat("arrow", (".arrow",), read_arrow, may_be_compressed=False, found_in_folders=False),
 )
 FILE_FORMATS = {file_format.name: file_format for file_format in _FORMATS}
 _BY_SUFFIX = {suffix: file_format for file_format in _FORMATS for suffix in file_format.suffixes}
+# Written by `datasets` and the hub beside the data: JSON, but no rows.
+METADATA_FILES = ("dataset_infos.json", "dataset_info.json", "dataset_dict.json", "state.json")
 # Suffixes of the files that a folder is searched for.
 FOLDER_SUFFIXES = tuple(suffix for suffix, file_format in _BY_SUFFIX.items() if file_format.found_in_folders)
 
 
 def is_found_in_folders(path: str) -> bool:
-    """Whether a file in a folder is read; other files beside the data are ignored."""
-    return _split_suffix(path)[0] in FOLDER_SUFFIXES
+    """Whether a file in a folder has rows; other files beside the data are passed over."""
+    return _split_suffix(path)[0] in FOLDER_SUFFIXES and not is_metadata(path)
+
+
+def is_metadata(path: str) -> bool:
+    """Whether a file describes a data set and has no rows."""
+    return PurePosixPath(path).name in METADATA_FILES
+
+
+def format_suffixes(path: str) -> str:
+    """Return the suffixes of a file name that tell its format: `.jsonl` or `.jsonl.gz`."""
+    suffix, compression_suffix = _split_suffix(path)
+    return suffix + (compression_suffix or "")
 
 
 def match_format(uri: str, path: str) -> tuple[FileFormat, str | None]:
@@ -95,8 +109,8 @@ def match_format(uri: str, path: str) -> tuple[FileFormat, str | None]:
 
 
 def _split_suffix(path: str) -> tuple[str, str | None]:
-    """Return (suffix of the format, suffix of the compression)."""
-    name = PurePosixPath(path)
+    """Return (suffix of the format, suffix of the compression), in lower case."""
+    name = PurePosixPath(path.lower())
     if name.suffix not in COMPRESSIONS:
         return name.suffix, None
     return PurePosixPath(name.stem).suffix, name.suffix

@@ -69,9 +69,8 @@ class Location:
 
     def glob(self) -> list[FileInfo]:
         """Return the files that match the path as a glob, sorted by path."""
-        parts = PurePosixPath(self.path).parts
-        num_plain = next(number for number, part in enumerate(parts) if is_glob(part))
-        folder, patterns = str(PurePosixPath(*parts[:num_plain])), parts[num_plain:]
+        folder = fixed_folder(self.path)
+        patterns = PurePosixPath(self.path).relative_to(folder).parts
         [info] = self.filesystem.get_file_info([folder])
         if info.type != FileType.Directory:
             return []
@@ -92,6 +91,13 @@ def open_filesystem(uri: str) -> tuple[FileSystem, str]:
 def is_glob(path: str) -> bool:
     """Whether a path contains a wildcard."""
     return any(wildcard in path for wildcard in "*?[")
+
+
+def fixed_folder(pattern: str) -> str:
+    """Return the part of a glob before its first wildcard, as a folder."""
+    parts = PurePosixPath(pattern).parts
+    num_fixed = next(number for number, part in enumerate(parts) if is_glob(part))
+    return str(PurePosixPath(*parts[:num_fixed]))
 
 
 @lru_cache(maxsize=64)

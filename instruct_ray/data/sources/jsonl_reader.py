@@ -34,6 +34,8 @@ def read_jsonl(chunk: Chunk, options: ReadOptions) -> Iterator[Record]:
     """
     max_row_bytes = options.max_row_bytes
     end = chunk.end if chunk.file.compression is None else NO_LIMIT
+    if options.sample_bytes is not None:
+        end = min(end, chunk.start + options.sample_bytes)
     with open_source_file(chunk.file) as stream:
         position = chunk.start
         if position:
@@ -44,6 +46,8 @@ def read_jsonl(chunk: Chunk, options: ReadOptions) -> Iterator[Record]:
             start, digest = position, hashlib.sha256(line)
             position += len(line)
             if len(line) > max_row_bytes and not line.endswith(b"\n"):
+                if options.sample_bytes is not None:
+                    return
                 position += _skip_line(stream, digest, NO_LIMIT)
                 yield Record(start, row_too_large_error(max_row_bytes), digest.digest())
             elif text := (line if start else line.removeprefix(BYTE_ORDER_MARK)).strip():

@@ -7,19 +7,26 @@ import pyarrow as pa
 from instruct_ray.config.data import DataConfig
 from instruct_ray.data.sources.file_formats import FILE_FORMATS
 from instruct_ray.data.sources.records import ReadOptions, Record
-from instruct_ray.data.sources.row_formats import find_row_columns
+from instruct_ray.data.sources.row_formats import find_required_columns, find_row_columns
 from instruct_ray.data.sources.source_file import BUFFER_BYTES, Chunk, SourceFile, open_source_file
 from instruct_ray.errors import InputError, one_line
 
 
-def read_records(chunk: Chunk, data: DataConfig) -> Iterator[Record]:
-    """Yield all records of a chunk, in order.
+def read_records(chunk: Chunk, data: DataConfig, *, sample_bytes: int | None = None) -> Iterator[Record]:
+    """Yield all records of a chunk, in order; with `sample_bytes`, JSONL yields only those at its start.
 
     Raises:
         InputError: the file as a whole can't be read; names it.
     """
     file = chunk.file
-    options = ReadOptions(find_row_columns(data.sources[file.source]), data.max_row_bytes)
+    source = data.sources[file.source]
+    options = ReadOptions(
+        columns=find_row_columns(source),
+        max_row_bytes=data.max_row_bytes,
+        required_columns=find_required_columns(source),
+        delimiter=source.delimiter,
+        sample_bytes=sample_bytes,
+    )
     try:
         yield from FILE_FORMATS[file.format].read(chunk, options)
     except (pa.ArrowException, OSError, EOFError) as error:

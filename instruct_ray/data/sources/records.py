@@ -15,6 +15,12 @@ class ReadOptions:
     """Columns that rows are made from; a reader of tables skips all others."""
     max_row_bytes: int
     """Larger rows are not parsed and become a `RowError`."""
+    required_columns: frozenset[str] = frozenset()
+    """Columns that a row of a CSV file must reach; the ones after them may be left out where they are empty."""
+    delimiter: str | None = None
+    """Separator of the columns of a CSV file; None if the file decides."""
+    sample_bytes: int | None = None
+    """Bytes at the start of a JSONL chunk that are read, up to a row that is too large; None reads all."""
 
 
 class RowError(ValueError):

@@ -26,6 +26,10 @@ class RowFields:
         """Return the value of a column; None if the row does not have it."""
         return self._row.get(self.name(column))
 
+    def get_raw(self, name: str) -> Any:
+        """Return the value of a column by the source's own name; None if the row does not have it."""
+        return self._row.get(name)
+
     def require(self, column: ColumnName) -> Any:
         """Return the value of a column.
 

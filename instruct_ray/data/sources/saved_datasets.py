@@ -26,13 +26,13 @@ def download_from_hub(source: SourceConfig, cache: Path) -> Path:
         import datasets  # noqa: PLC0415
 
         try:
-            rows = datasets.load_dataset(name, source.subset, split=source.split)
+            rows = datasets.load_dataset(name, source.subset, split=source.split, trust_remote_code=False)
         # Its loaders raise exceptions of many kinds; all of them mean that there is no data.
         except Exception as error:
             raise InputError(
                 f"data.sources: {source.path} can't be downloaded from the hub: {one_line(error)}"
             ) from error
-        with atomic_directory(target) as folder:
+        with atomic_directory(target, keep_existing=True) as folder:
             rows.save_to_disk(str(folder))
     return target
 

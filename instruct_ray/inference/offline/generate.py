@@ -25,7 +25,7 @@ from instruct_ray.data.sources.files import file_digests, find_source_files, spl
 from instruct_ray.data.sources.readers import row_number
 from instruct_ray.data.sources.source_file import Chunk, SourceFile
 from instruct_ray.errors import InputError
-from instruct_ray.inference.loading import model_digest
+from instruct_ray.inference.loading import check_loadable, model_digest
 from instruct_ray.inference.offline.inputs import read_input_rows, split_into_batches
 from instruct_ray.inference.offline.manifest import GenerationManifest, OutputSpec, count_results, load_manifest
 from instruct_ray.inference.offline.worker import GenerationWorker
@@ -67,13 +67,17 @@ def generate(
     Raises:
         InputError: the model or a file can't be used, or `output_dir` holds the answers of another model or input.
     """
-    # Raises an InputError if the folder holds no usable model.
-    load_renderer(model_dir)
+    # Both raise an InputError if the folder holds no usable model.
+    contract = load_renderer(model_dir).contract
+    check_loadable(model_dir)
+    if config.serving.only_labels and contract.labels is None:
+        raise InputError(f"serving.only_labels: the contract in {model_dir} lists no labels; tune it with data.labels")
     files = find_source_files(config.data.sources, config.run.storage / "sources")
     spec = OutputSpec(
         model_digest=model_digest(model_dir),
         input_digest=_input_digest(files, config.data),
         max_new_tokens=config.serving.max_new_tokens,
+        only_labels=config.serving.only_labels,
     )
     manifest = load_manifest(output_dir, spec)
     if manifest.counts is not None:

@@ -25,6 +25,7 @@ class OutputSpec(BaseModel):
     input_digest: str
     """Over the content of the source files and the options for reading them."""
     max_new_tokens: int
+    only_labels: bool = False
     part_limits: tuple[int, int] = (BATCH_ROWS, BATCH_BYTES)
 
 

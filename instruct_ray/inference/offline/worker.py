@@ -5,12 +5,13 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from instruct_ray.config.schema import ServingConfig
+from instruct_ray.config.serving import ServingConfig
 from instruct_ray.data.rendering.renderer import load_renderer
 from instruct_ray.errors import InputError
 from instruct_ray.files import atomic_write_text
 from instruct_ray.inference.engine import Completion, SamplingParams, generate_all
 from instruct_ray.inference.engines import create_engine
+from instruct_ray.inference.grammars import choice_grammar
 from instruct_ray.inference.offline.inputs import InputBatch, InputRow
 
 
@@ -39,6 +40,11 @@ class GenerationWorker:
         self._engine = create_engine(model_dir, self._renderer.contract, serving)
         self._output_dir = output_dir
         self._max_new_tokens = serving.max_new_tokens
+        self._grammar = None
+        if serving.only_labels:
+            labels = self._renderer.contract.labels
+            assert labels is not None, "generate checks it"
+            self._grammar = choice_grammar(self._renderer.contract, labels)
 
     def __call__(self, dumped_batch: dict[str, Any]) -> dict[str, Any]:
         """Generate the answers of a batch and write its part file atomically."""
@@ -55,9 +61,8 @@ class GenerationWorker:
         # Prompts of similar length share a batch, which needs less padding.
         order = sorted(prompts, key=lambda index: len(prompts[index]))
         limits = [min(self._engine.max_context - len(prompts[index]), self._max_new_tokens) for index in order]
-        completions = generate_all(
-            self._engine, [prompts[index] for index in order], [SamplingParams(limit) for limit in limits]
-        )
+        samplings = [SamplingParams(limit, grammar=self._grammar) for limit in limits]
+        completions = generate_all(self._engine, [prompts[index] for index in order], samplings)
         answered = {
             index: self._build_record(rows[index], prompts[index], completion)
             for index, completion in zip(order, completions, strict=True)
@@ -71,7 +76,7 @@ class GenerationWorker:
         if row.triple is None:
             return GenerationRecord(row.id, row.file, row.offset, reason=row.reason, detail=row.detail)
         try:
-            prompt_ids = self._renderer.prompt(self._renderer.chat(row.triple))
+            prompt_ids = self._renderer.prompt(self._renderer.chat(row.triple), row.triple.tools)
         except InputError as error:
             return GenerationRecord(row.id, row.file, row.offset, reason="not_rendered", detail=str(error))
         max_context = self._engine.max_context
@@ -87,7 +92,7 @@ class GenerationWorker:
             row.id,
             row.file,
             row.offset,
-            answer=str(self._renderer.tokenizer.decode(completion.token_ids, skip_special_tokens=True)),
+            answer=self._renderer.decode(completion.token_ids),
             finish_reason=completion.finish_reason,
             prompt_tokens=len(prompt_ids),
             completion_tokens=len(completion.token_ids),

@@ -9,24 +9,28 @@ fused attention does not keep).
 """
 
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
-from transformers import AttentionInterface
+from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel, masking_utils
+from transformers.integrations import moe
 
+from instruct_ray.base_model.causal_lm import takes_registered_attention
 from instruct_ray.training.model.chunked_attention import CHUNK_TOKENS, TREE_CHUNKS, KeyChunks, preset_chunks
+from instruct_ray.training.model.output_head import chunk_bytes, compute_target_loss
 from instruct_ray.training.model.tree_mask import FLEX, MaskLayout
 
 # Names in transformers of the stand-ins for fused attention; the second one's mask takes almost no memory.
 COUNTED_SDPA, COUNTED_FLEX = "counted_sdpa", "counted_flex"
 
-# B = rows, T = tokens of a row, N = positions of the output head, V = vocabulary, H = query heads, G = key heads,
+# B = rows, T = tokens of a row, N = positions of the output head, H = query heads, G = key heads,
 # D = head dimension
 
 
@@ -42,6 +46,8 @@ class PackShape:
     """Positions that the output head runs on, in all rows."""
     num_keys: int
     """The largest number of keys that a chunk of queries sees, for attention in chunks (chunked_attention.py)."""
+    is_padded: bool = False
+    """Whether the rows are computed as in padded mode (padded.py), where the model makes its own masks."""
 
 
 class LiveMemoryTracker(TorchDispatchMode):  # type: ignore[no-untyped-call]
@@ -81,23 +87,27 @@ class LiveMemoryTracker(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._current -= self._sizes.pop(key)
 
 
-def countable_attention(attn_implementation: str) -> str:
+def countable_attention(hf_config: Any, attn_implementation: str) -> str:
     """The attention implementation to build a model with that is given to `peak_activation_bytes`.
 
     Implementations made of plain operators are counted as they are. A fused one (sdpa, flex_attention) does not show
-    its memory as operators, so a stand-in replaces it.
+    its memory as operators, so a stand-in replaces it; eager attention, which takes more, where a model takes none.
     """
     if attn_implementation in ("eager", TREE_CHUNKS):
         return attn_implementation
+    if not takes_registered_attention(hf_config):
+        return "eager"
     name = COUNTED_FLEX if attn_implementation == FLEX else COUNTED_SDPA
     AttentionInterface.register(name, fused_attention)
+    AttentionMaskInterface.register(name, _full_mask)
     return name
 
 
-def peak_activation_bytes(model: Any, shape: PackShape) -> int:
-    """Peak bytes during the forward and backward pass of one pack, besides the weights and their gradients.
+def peak_activation_bytes(model: Any, shape: PackShape, *, in_chunks: bool) -> int:
+    """Peak bytes during the forward and backward pass of one pack on a CPU, besides the weights and their gradients.
 
-    `model` is on the meta device, with adapters and checkpointing as in training, and with `countable_attention`.
+    `model` is on the meta device, with adapters and checkpointing as in training, and with `countable_attention`;
+    `in_chunks` if its output head allows it (`find_unchunkable_head`).
     """
     # The auxiliary router loss takes almost no memory, and needs a mask of another form.
     model.config.output_router_logits = False
@@ -108,28 +118,70 @@ def peak_activation_bytes(model: Any, shape: PackShape) -> int:
         for parameter in parameters
         if parameter.requires_grad
     ]
-    layout = MaskLayout.from_hf_config(model.config, model.config._attn_implementation, model.dtype)
     tracker = LiveMemoryTracker()
     tracker.ignore([*parameters, *model.buffers()])
-    with tracker, torch.device("meta"):
-        output = model(
-            input_ids=torch.zeros(shape.num_rows, shape.num_tokens, dtype=torch.long),
-            position_ids=torch.zeros(shape.num_rows, shape.num_tokens, dtype=torch.long),
-            attention_mask=_build_masks(layout, shape),
-            use_cache=False,
-            logits_to_keep=_output_positions(shape),
+    positions_N = _output_positions(shape)
+    labels_N = torch.zeros(shape.num_rows * len(positions_N), dtype=torch.long, device="meta")
+    with _without_values(), tracker, torch.device("meta"):
+        inputs = _build_inputs(model, shape)
+        loss, _ = compute_target_loss(
+            model,
+            labels_N,
+            lambda: model(**inputs, use_cache=False, logits_to_keep=positions_N),
+            in_chunks=in_chunks,
         )
-        logits_NV = output.logits.flatten(0, -2)
-        losses_N = F.cross_entropy(logits_NV.float(), torch.zeros(len(logits_NV), dtype=torch.long), reduction="none")
-        torch.autograd.backward(losses_N.sum())
+        torch.autograd.backward(loss)
     for hook in hooks:
         hook.remove()
-    return tracker.peak
+    return tracker.peak + (chunk_bytes(model, len(labels_N)) if in_chunks else 0)
+
+
+def rough_activation_bytes(model: Any, shape: PackShape) -> int:
+    """An estimate for models that can't be run on the meta device.
+
+    Per layer 34 bytes for each token and hidden unit in 16 bits, as a plain transformer without fused kernels keeps
+    (see the top of this file), and the output head's logits with their gradient in fp32.
+    """
+    text_config, num_bytes = model.config.get_text_config(), model.dtype.itemsize
+    per_layer = 17 * num_bytes * shape.num_rows * shape.num_tokens * text_config.hidden_size
+    logits = 2 * 4 * shape.num_output_positions * text_config.vocab_size
+    return int(text_config.num_hidden_layers * per_layer + logits)
+
+
+@contextmanager
+def _without_values() -> Iterator[None]:
+    """Keep transformers from what the meta device can't do, inside the block.
+
+    It computes experts with torch's grouped matrix product, which takes only bfloat16 there; its other operator
+    allocates the same. It reads position ids to find out whether a row is packed, and token ids to warn of padding. And
+    peft turns autocast off for the adapters of experts, which it is anyway.
+    """
+    with (
+        patch.object(moe, "_can_use_grouped_mm", lambda *args: False),
+        patch.object(torch, "autocast", lambda *args, **kwargs: nullcontext()),
+        patch.object(PreTrainedModel, "warn_if_padding_and_no_attention_mask", lambda *args: None),
+        patch.object(masking_utils, "find_packed_sequence_indices", lambda position_ids: None),
+    ):
+        yield
+
+
+def _build_inputs(model: Any, shape: PackShape) -> dict[str, Tensor]:
+    """The inputs of a forward pass.
+
+    In padded mode without the mask of the padding, which is small: some models look at its values, and on the meta
+    device there are none. They still make the same masks for attention.
+    """
+    input_ids_BT = torch.zeros(shape.num_rows, shape.num_tokens, dtype=torch.long)
+    if shape.is_padded:
+        return {"input_ids": input_ids_BT}
+    layout = MaskLayout.from_hf_config(model.config, model.config._attn_implementation, model.dtype)
+    masks = _build_masks(layout, shape)
+    return {"input_ids": input_ids_BT, "position_ids": torch.zeros_like(input_ids_BT), "attention_mask": masks}
 
 
 def _output_positions(shape: PackShape) -> Tensor:
     """The same number of positions in every row: on the meta device a boolean mask can't select any."""
-    return torch.zeros(-(-shape.num_output_positions // shape.num_rows), dtype=torch.long)
+    return torch.zeros(-(-shape.num_output_positions // shape.num_rows), dtype=torch.long, device="meta")
 
 
 def _build_masks(layout: MaskLayout, shape: PackShape) -> Any:
@@ -147,6 +199,13 @@ def _build_mask(layout: MaskLayout, shape: PackShape) -> Tensor:
         hidden = torch.zeros(num_chunks, CHUNK_TOKENS, shape.num_keys, dtype=torch.bool)
         preset_chunks(mask_B1TT, KeyChunks(torch.zeros(num_chunks, shape.num_keys, dtype=torch.long), hidden))
     return mask_B1TT
+
+
+def _full_mask(
+    batch_size: int, q_length: int, kv_length: int, device: torch.device | str = "meta", **kwargs: Any
+) -> Tensor:
+    """The mask that transformers makes for sdpa; called by it."""
+    return torch.zeros(batch_size, 1, q_length, kv_length, dtype=torch.bool, device=device)
 
 
 def _drop_gradient(parameter: Tensor) -> None:

@@ -1,7 +1,7 @@
 """driver: checks before training that the run can be placed, fits into memory and disk, and reaches its storage."""
 
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import ray
 
@@ -11,6 +11,7 @@ from instruct_ray.training.capacity.memory import checkpoint_bytes, format_gib, 
 from instruct_ray.training.capacity.memory_check import check_memory
 from instruct_ray.training.capacity.nodes import NodeReport, probe_nodes, wait_for_placement
 from instruct_ray.training.capacity.placement import Node, describe_shortage, required_cpus
+from instruct_ray.training.model.toolchain import INSTALL_COMPILERS
 
 
 def raise_if_failed(findings: Sequence[Finding]) -> None:
@@ -31,7 +32,7 @@ def check_capacity(inputs: CheckInput) -> list[Finding]:
         return [Finding("placement", "error", describe_shortage(nodes, inputs.train))]
     storage = inputs.run_dir.parent
     try:
-        reports = probe_nodes(nodes, storage)
+        reports = probe_nodes(nodes, storage, inputs.train)
     except OSError as error:
         return [Finding("storage", "error", f"run.storage: {storage} can't be written: {error.strerror}")]
     used = [report for report in reports if report.node.id in placement and report.memory]
@@ -41,6 +42,8 @@ def check_capacity(inputs: CheckInput) -> list[Finding]:
         *(check_memory(inputs, used, placement) if used else ()),
         _check_disk(inputs),
         _check_local_disk(inputs, used, placement),
+        *_check_compilers(inputs, used),
+        *check_precision(inputs, used),
     ]
 
 
@@ -61,6 +64,36 @@ def _check_storage(inputs: CheckInput, reports: Sequence[NodeReport]) -> Finding
     if problems:
         return Finding("storage", "error", f"run.storage: {'; '.join(problems)}")
     return Finding("storage", "ok", f"all {len(reports)} node(s) can read and write {inputs.run_dir.parent}")
+
+
+def _check_compilers(inputs: CheckInput, reports: Sequence[NodeReport]) -> Iterator[Finding]:
+    """Check for the compilers that torch calls on the nodes of the workers; no finding if it calls none."""
+    if not (inputs.train.use_gpu or inputs.train.compile):
+        return
+    problems = [
+        f"node {report.node.name} has no {' and no '.join(report.missing_compilers)} compiler"
+        for report in reports
+        if report.missing_compilers
+    ]
+    if problems:
+        yield Finding("compilers", "error", f"{'; '.join(problems)}, which torch needs; {INSTALL_COMPILERS}")
+    else:
+        yield Finding("compilers", "ok", f"all {len(reports)} node(s) have the compilers that torch calls")
+
+
+def check_precision(inputs: CheckInput, reports: Sequence[NodeReport]) -> Iterator[Finding]:
+    """Check that CPU workers are not slowed down by bf16; no finding for GPUs and for fp32."""
+    if inputs.train.use_gpu or inputs.train.precision == "fp32":
+        return
+    slow = [report.node.name for report in reports if not report.is_bf16_fast]
+    if slow:
+        message = (
+            f"the CPU of node {', '.join(slow)} has no instructions for bf16, so train.precision=bf16 takes many times "
+            "as long as fp32 there; set train.precision=fp32, which needs more memory"
+        )
+        yield Finding("precision", "warning", message)
+    else:
+        yield Finding("precision", "ok", f"the CPUs of all {len(reports)} node(s) are fast in bf16")
 
 
 def _check_disk(inputs: CheckInput) -> Finding:

@@ -4,9 +4,9 @@ Device memory is a GPU's, or without GPUs the node's; host memory is the node's 
 P parameters of which S are trainable, b bytes each (2 in bf16, 4 in fp32) and W ranks:
 
     weights     b P; at stage 3 b P / W and the layers that are gathered at a time
-    gradients   b S; from stage 2 on b S / W; and DeepSpeed's bucket
+    gradients   4 S, in fp32 whatever the weights; from stage 2 on 4 S / W; and DeepSpeed's buffers for reducing them
     optimizer   12 S: fp32 master weights and AdamW's two moments; from stage 1 on 12 S / W; in fp32 at stage 0 8 S
-    update      4 S more during the weight update (fp32 gradients); from stage 1 on 4 S / W; in fp32 at stage 0 none
+    update      4 S / W more during the weight update from stage 1 on (this rank's share of the gradients)
     activations of one pack (activations.py), which are freed before the weight update
 
 Source: Rajbhandari et al. 2020, "ZeRO: Memory Optimizations Toward Training Trillion Parameter Models", section 5, and
@@ -16,14 +16,13 @@ the buffers of DeepSpeed 0.19 (runtime/zero/stage_1_and_2.py, stage3.py).
 from dataclasses import dataclass
 
 from instruct_ray.config.train import TrainConfig
-from instruct_ray.training.distributed.deepspeed_config import uses_torch_optimizer
+from instruct_ray.training.distributed.deepspeed_config import bucket_elements, uses_torch_optimizer
 
 GIB = 2**30
 BYTES_PER_PARAMETER = {"bf16": 2, "fp32": 4}
 # A parameter in NF4 with quantized scales takes 4.127 bits (Dettmers et al. 2023, section 3).
 NF4_BYTES = 0.516
-# DeepSpeed's defaults, in elements: its bucket for reducing gradients, and what stage 3 keeps gathered.
-BUCKET_ELEMENTS = 500_000_000
+# DeepSpeed's default, in elements: what stage 3 keeps gathered.
 MAX_LIVE_ELEMENTS = 1_000_000_000
 # A worker before it has a model: Python, torch, transformers, Ray, DeepSpeed. An assumption; the total is compared with
 # real workers in tests/training/capacity/test_memory_measured.py.
@@ -72,8 +71,8 @@ def estimate_memory(size: ModelSize, train: TrainConfig, world_size: int) -> Mem
     num_bytes, stage = BYTES_PER_PARAMETER[train.precision], train.zero_stage
     num_unquantized = size.num_parameters - size.num_quantized
     optimizer = _optimizer_bytes(size, train) // (world_size if stage else 1)
-    update = 0 if uses_torch_optimizer(train) else 4 * size.num_trainable // (world_size if stage else 1)
-    gradients = num_bytes * size.num_trainable // (world_size if stage >= 2 else 1) + _bucket_bytes(train)
+    update = 4 * size.num_trainable // world_size if stage else 0
+    gradients = 4 * size.num_trainable // (world_size if stage >= 2 else 1) + _bucket_bytes(train, size.num_trainable)
     weights = (num_bytes * num_unquantized + int(NF4_BYTES * size.num_quantized)) // (world_size if stage == 3 else 1)
     device = {"weights": weights, "gradients": gradients, "optimizer": optimizer}
     host = {"process": PROCESS_BYTES}
@@ -127,13 +126,12 @@ def _export_bytes(size: ModelSize, train: TrainConfig) -> int:
     return read_back + (num_bytes * size.num_trainable if is_copied else 0)
 
 
-def _bucket_bytes(train: TrainConfig) -> int:
-    """Size of DeepSpeed's gradient buckets, which does not depend on the model.
+def _bucket_bytes(train: TrainConfig, num_trainable: int) -> int:
+    """Size of DeepSpeed's buffers for reducing gradients: a bucket, and its copy while it is reduced, both in fp32.
 
-    There are two on a GPU at stages 1 and 2, where reducing overlaps with the backward pass. On a CPU a bucket uses
-    pages that were touched before, so all of it counts as memory.
+    On a GPU at stages 1 and 2 there are two buckets, since reducing overlaps with the backward pass.
     """
     if train.zero_stage == 0:
         return 0
-    num_buckets = 2 if train.use_gpu and train.zero_stage < 3 else 1
-    return num_buckets * BYTES_PER_PARAMETER[train.precision] * BUCKET_ELEMENTS
+    num_buffers = 3 if train.use_gpu and train.zero_stage < 3 else 2
+    return num_buffers * 4 * bucket_elements(train, num_trainable)

@@ -15,9 +15,11 @@ from ray.autoscaler.sdk import request_resources
 from ray.exceptions import GetTimeoutError, RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from instruct_ray.base_model.cpu_precision import is_bf16_fast
 from instruct_ray.config.train import TrainConfig
 from instruct_ray.errors import last_line
 from instruct_ray.training.capacity.placement import DATA_CPUS, Node, plan_placement, worker_resources
+from instruct_ray.training.model.toolchain import missing_compilers
 
 # Starting a process on a loaded node takes a while.
 PROBE_TIMEOUT_SECONDS = 120.0
@@ -42,6 +44,10 @@ class NodeReport:
     """Bytes of each GPU; empty if there is none, or if its memory is unknown."""
     local_disk: int = 0
     """Free bytes where its workers write shards before they are moved to the storage."""
+    missing_compilers: tuple[str, ...] = ()
+    """Compilers that a worker needs and the node lacks: "C", "C++"."""
+    is_bf16_fast: bool = True
+    """Whether its CPU is fast in bf16."""
 
 
 def list_alive_nodes() -> list[Node]:
@@ -79,7 +85,7 @@ def wait_for_placement(train: TrainConfig) -> tuple[list[Node], dict[str, int]]:
     return nodes, placement
 
 
-def probe_nodes(nodes: Sequence[Node], storage: Path) -> list[NodeReport]:
+def probe_nodes(nodes: Sequence[Node], storage: Path, train: TrainConfig) -> list[NodeReport]:
     """Run a task on every node, in parallel, which reports its resources and tests the storage.
 
     This process and each node write a file to `storage`, and each reads the other's.
@@ -92,7 +98,9 @@ def probe_nodes(nodes: Sequence[Node], storage: Path) -> list[NodeReport]:
     try:
         (folder / DRIVER).write_text(folder.name)
         tasks = [
-            _probe.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node.id, soft=False)).remote(folder, node)
+            _probe.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node.id, soft=False)).remote(
+                folder, node, train
+            )
             for node in nodes
         ]
         ray.wait(tasks, num_returns=len(tasks), timeout=PROBE_TIMEOUT_SECONDS)
@@ -114,14 +122,16 @@ def _collect_report(node: Node, task: Any, folder: Path) -> NodeReport:
 
 
 @ray.remote(num_cpus=0, max_retries=0)  # type: ignore[untyped-decorator]
-def _probe(folder: Path, node: Node) -> NodeReport:
-    """Report the resources of the node that runs this task, and test the storage."""
+def _probe(folder: Path, node: Node, train: TrainConfig) -> NodeReport:
+    """Report the resources, compilers and CPU of the node that runs this task, and test the storage."""
     return NodeReport(
         node,
         problem=_test_storage(folder, node.id),
         memory=node_memory(),
         gpu_memory=gpu_memory(),
         local_disk=shutil.disk_usage(Path.cwd()).free,
+        missing_compilers=tuple(missing_compilers(train)),
+        is_bf16_fast=is_bf16_fast(),
     )
 
 

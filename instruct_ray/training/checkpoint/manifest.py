@@ -5,18 +5,22 @@ loaded. (Ray Train's own commit copies file by file, and later checks only that 
 validation task read the manifests.
 """
 
-import errno
 import os
 import shutil
+import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TypeVar
 
 from pydantic import BaseModel, ConfigDict
 
-from instruct_ray.files import atomic_write_text, sha256_file
+from instruct_ray.files import DISK_FULL_ERRORS, TRANSIENT_ERRORS, atomic_write_text, sha256_file
 
 MANIFEST_PATTERN = "manifest-*.json"
-# Errors of a full disk, an exceeded quota, and a file that is too large for its file system.
-DISK_FULL_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+# How long to wait before each further attempt on a storage that fails for a moment.
+RETRY_SECONDS = (1.0, 2.0, 4.0, 8.0)
+
+Result = TypeVar("Result")
 
 
 class ShardFile(BaseModel):
@@ -39,6 +43,8 @@ class ShardManifest(BaseModel):
     contract_digest: str
     files: dict[str, ShardFile]
     """By path within the checkpoint."""
+    decays_all: bool = True
+    """Whether weight decay includes norms and biases. Without this key, an earlier version wrote it, where it did."""
 
     @property
     def tag(self) -> str:
@@ -56,8 +62,10 @@ def checkpoint_dir_name(step: int, attempt: str) -> str:
     return f"checkpoint-{step:07d}-{attempt}"
 
 
-def commit_shards(shards: Path, folder: Path, step: int, rank: int, world_size: int, contract_digest: str) -> None:
+def commit_shards(shards: Path, folder: Path, manifest: ShardManifest) -> None:
     """Move a rank's files into the checkpoint's folder and write its manifest. Runs in a thread of its own.
+
+    `manifest` is complete but for the files.
 
     Raises:
         OSError: they can't be written. If the disk is full, the message gives the space needed, and this rank's files
@@ -67,10 +75,8 @@ def commit_shards(shards: Path, folder: Path, step: int, rank: int, world_size: 
     needed = sum(path.stat().st_size for path in paths)
     try:
         files = {str(path.relative_to(shards)): _move(path, folder / path.relative_to(shards)) for path in paths}
-        manifest = ShardManifest(
-            step=step, rank=rank, world_size=world_size, contract_digest=contract_digest, files=files
-        )
-        atomic_write_text(_manifest_file(folder, rank), manifest.model_dump_json(indent=2) + "\n")
+        text = manifest.model_copy(update={"files": files}).model_dump_json(indent=2) + "\n"
+        _retry(lambda: atomic_write_text(_manifest_file(folder, manifest.rank), text))
     except OSError as error:
         if error.errno not in DISK_FULL_ERRORS:
             raise
@@ -126,13 +132,34 @@ def find_corruption(checkpoint: Path, rank: int, num_ranks: int) -> str | None:
     """
     for writer in range(rank, load_manifest(checkpoint).world_size, num_ranks):
         for name, shard in load_manifest(checkpoint, writer).files.items():
-            path = checkpoint / name
-            if not path.is_file():
-                return f"{path} is missing"
-            if path.stat().st_size != shard.size:
-                return f"{path} has {path.stat().st_size} bytes, not {shard.size}"
-            if sha256_file(path) != shard.sha256:
-                return f"{path} holds other bytes than were written"
+            if problem := _find_difference(checkpoint / name, shard):
+                return problem
+    return None
+
+
+def check_files(checkpoint: Path, names: Sequence[str]) -> None:
+    """Check that files of a committed checkpoint are those that its ranks wrote, before they are unpickled.
+
+    Raises:
+        ValueError: a file differs from its manifest, or no manifest lists it.
+    """
+    shards: dict[str, ShardFile] = {}
+    for rank in range(load_manifest(checkpoint).world_size):
+        shards |= load_manifest(checkpoint, rank).files
+    for name in names:
+        path = checkpoint / name
+        problem = _find_difference(path, shards[name]) if name in shards else f"{path} is in no manifest"
+        if problem:
+            raise ValueError(problem)
+
+
+def _find_difference(path: Path, shard: ShardFile) -> str | None:
+    if not path.is_file():
+        return f"{path} is missing"
+    if path.stat().st_size != shard.size:
+        return f"{path} has {path.stat().st_size} bytes, not {shard.size}"
+    if sha256_file(path) != shard.sha256:
+        return f"{path} holds other bytes than were written"
     return None
 
 
@@ -141,11 +168,24 @@ def _manifest_file(checkpoint: Path, rank: int) -> Path:
 
 
 def _move(path: Path, target: Path) -> ShardFile:
-    target.parent.mkdir(parents=True, exist_ok=True)
     shard = ShardFile(size=path.stat().st_size, sha256=sha256_file(path))
-    shutil.move(path, target)
-    _sync_to_disk(target)
+    _retry(lambda: target.parent.mkdir(parents=True, exist_ok=True))
+    # A move that fails leaves its source.
+    _retry(lambda: shutil.move(path, target))
+    _retry(lambda: _sync_to_disk(target))
     return shard
+
+
+def _retry(function: Callable[[], Result]) -> Result:
+    """Call a function again, after some seconds, if the storage fails for a moment."""
+    for seconds in RETRY_SECONDS:
+        try:
+            return function()
+        except OSError as error:
+            if error.errno not in TRANSIENT_ERRORS:
+                raise
+            time.sleep(seconds)
+    return function()
 
 
 def _sync_to_disk(path: Path) -> None:

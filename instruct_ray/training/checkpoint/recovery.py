@@ -1,58 +1,79 @@
-"""driver: cleans up the checkpoint folder, before Ray Train opens it after a crash and at the end of a run."""
+"""worker, rank 0: records which checkpoints are committed, keeps the newest; the driver cleans up with that record.
+
+Ray Train is not told of checkpoints. It rewrites its own list of them in place, and restarts all workers if the storage
+fails at that moment.
+"""
 
 import json
 import shutil
 from collections.abc import Sequence
-from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-
-import ray
 
 from instruct_ray.errors import InputError
+from instruct_ray.files import atomic_write_json
 from instruct_ray.training.checkpoint.manifest import MANIFEST_PATTERN, find_committed, try_load_manifest
 
-# Ray Train's own list of the checkpoints that it keeps.
+# In the checkpoint folder: the names of the committed checkpoints that are kept.
+RECORD_FILE = "checkpoints.json"
+# Ray Train's list of checkpoints, in runs of earlier versions.
 RAY_SNAPSHOT = "checkpoint_manager_snapshot.json"
-UNUSABLE_SUFFIX = ".unusable"
 
 
-@dataclass(frozen=True)
-class _RaySnapshot:
-    """What Ray Train's snapshot file holds."""
+def keep_newest_checkpoints(checkpoint: Path, num_checkpoints: int, unusable: frozenset[str]) -> None:
+    """Record that a checkpoint is committed, and remove the earlier ones except for the newest.
 
-    checkpoints: tuple[str, ...] = ()
-    """Names of the checkpoint folders that it lists."""
-    problem: str | None = None
-    """Why Ray Train can't start from the file; None if it can, or if there is none."""
+    `unusable` names checkpoints that are removed, too: later ones, which this attempt could not resume from.
+
+    Raises:
+        OSError: the storage failed.
+    """
+    folder, step = checkpoint.parent, _step(checkpoint)
+    earlier = [path for path in find_committed(folder) if _step(path) < step and path.name not in unusable]
+    kept = {checkpoint.name, *(path.name for path in earlier[: num_checkpoints - 1])}
+    # Before anything is removed, so that the record lists none that is gone.
+    atomic_write_json(folder / RECORD_FILE, {"committed": sorted(kept)})
+    for path in folder.glob("checkpoint-*"):
+        if path.name not in kept and (_step(path) < step or path.name in unusable):
+            shutil.rmtree(path)
+
+
+def delete_unreferenced(checkpoint_dir: Path, num_checkpoints: int) -> None:
+    """Remove the checkpoints that are not kept, such as those of killed attempts. Called after training.
+
+    Raises:
+        OSError: the storage failed.
+    """
+    names, _ = _read_record(checkpoint_dir)
+    kept = names or [path.name for path in find_committed(checkpoint_dir)[:num_checkpoints]]
+    for folder in checkpoint_dir.glob("checkpoint-*"):
+        if folder.name not in kept:
+            shutil.rmtree(folder)
 
 
 def recover_checkpoint_dir(checkpoint_dir: Path) -> list[str]:
-    """Clean up what a killed attempt left, before Ray Train opens the folder.
+    """Remove what a killed attempt left: checkpoints that are not committed.
 
-    Removes checkpoints that are not committed, and renames Ray Train's snapshot if Ray Train could not start from it.
-    Returns what was wrong with checkpoints that had been committed and with the snapshot.
+    Returns what was wrong with checkpoints that had been committed, and with the record of them.
 
     Raises:
         InputError: there were committed checkpoints and none of them is left; nothing is changed.
     """
-    snapshot_file, committed = checkpoint_dir / RAY_SNAPSHOT, find_committed(checkpoint_dir)
-    snapshot = _load_snapshot(checkpoint_dir)
+    names, record_problem = _read_record(checkpoint_dir)
+    committed = find_committed(checkpoint_dir)
     uncommitted = [folder for folder in sorted(checkpoint_dir.glob("checkpoint-*")) if folder not in committed]
-    corruptions = [reason for folder in uncommitted if (reason := _corruption_reason(folder, snapshot.checkpoints))]
-    # Ray Train writes the snapshot once there is a checkpoint.
-    if not committed and (corruptions or snapshot_file.is_file()):
-        raise no_usable_checkpoint_error(checkpoint_dir, corruptions or [f"{snapshot_file} {snapshot.problem}"])
+    problems = [reason for folder in uncommitted if (reason := _corruption_reason(folder, names))]
+    if missing := [name for name in names if not (checkpoint_dir / name).is_dir()]:
+        others = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
+        problems.append(f"{checkpoint_dir / missing[-1]}{others}, which {RECORD_FILE} lists, are gone")
+    if record_problem:
+        problems.append(record_problem)
+    if problems and not committed:
+        raise no_usable_checkpoint_error(checkpoint_dir, problems)
     for folder in uncommitted:
         shutil.rmtree(folder)
-    unusable_file = snapshot_file.with_suffix(UNUSABLE_SUFFIX)
-    if snapshot.problem or corruptions:
-        with suppress(FileNotFoundError):
-            snapshot_file.replace(unusable_file)
-    if snapshot.problem is None:
-        return corruptions
-    return [*corruptions, f"{snapshot_file} {snapshot.problem}, so it was renamed to {unusable_file.name}"]
+    # Ray Train would refuse to start from a list of checkpoints that it did not write itself.
+    (checkpoint_dir / RAY_SNAPSHOT).unlink(missing_ok=True)
+    return problems
 
 
 def no_usable_checkpoint_error(checkpoint_dir: Path, problems: Sequence[str]) -> InputError:
@@ -66,54 +87,32 @@ def no_usable_checkpoint_error(checkpoint_dir: Path, problems: Sequence[str]) ->
     )
 
 
-def delete_unreferenced(checkpoint_dir: Path) -> None:
-    """Remove the checkpoints that Ray Train does not keep, such as those of killed attempts. Called after training.
-
-    Raises:
-        OSError: Ray Train's snapshot can't be read.
-        ValueError: it is corrupted.
-    """
-    kept = _read_ray_snapshot(checkpoint_dir / RAY_SNAPSHOT)
-    for folder in checkpoint_dir.glob("checkpoint-*"):
-        if folder.name not in kept:
-            shutil.rmtree(folder)
+def _step(checkpoint: Path) -> int:
+    return int(checkpoint.name.split("-")[1])
 
 
-def _load_snapshot(checkpoint_dir: Path) -> _RaySnapshot:
-    snapshot_file = checkpoint_dir / RAY_SNAPSHOT
-    if not snapshot_file.is_file():
-        return _RaySnapshot()
-    try:
-        names = _read_ray_snapshot(snapshot_file)
-    except ValueError as error:
-        return _RaySnapshot(problem=str(error))
-    missing = [name for name in names if not (checkpoint_dir / name).is_dir()]
-    if missing:
-        return _RaySnapshot(names, f"lists {missing[0]}, which is gone")
-    return _RaySnapshot(names, None if names else "lists no checkpoint")
-
-
-def _read_ray_snapshot(snapshot_file: Path) -> tuple[str, ...]:
-    """The names of the checkpoints that Ray Train keeps.
-
-    Raises:
-        ValueError: Ray Train could not read the file; the message completes "FILE ...".
-    """
-    try:
-        state: dict[str, Any] = json.loads(snapshot_file.read_text())
-        names = tuple(str(result["checkpoint_dir_name"]) for result in state["checkpoint_results"])
-        version = state["ray_version"]
-    except (ValueError, KeyError, TypeError):
-        raise ValueError("is corrupted") from None
-    if version != ray.__version__:
-        raise ValueError(f"was written by Ray {version}, but Ray {ray.__version__} is installed")
-    return names
+def _read_record(checkpoint_dir: Path) -> tuple[list[str], str | None]:
+    """(names of the checkpoints that were kept, what is wrong with the record); no names before the first one."""
+    for file, read_names in (
+        (checkpoint_dir / RECORD_FILE, lambda values: values["committed"]),
+        (
+            checkpoint_dir / RAY_SNAPSHOT,
+            lambda values: [result["checkpoint_dir_name"] for result in values["checkpoint_results"]],
+        ),
+    ):
+        if not file.is_file():
+            continue
+        try:
+            return [str(name) for name in read_names(json.loads(file.read_text()))], None
+        except (ValueError, KeyError, TypeError):
+            return [], f"{file} is corrupted"
+    return [], None
 
 
 def _corruption_reason(folder: Path, listed: Sequence[str]) -> str | None:
     """What happened to a checkpoint that is not committed now but had been; None if it never was.
 
-    It had been committed if Ray Train lists it, or if a manifest can't be read: manifests are written atomically.
+    It had been committed if the record lists it, or if a manifest can't be read: manifests are written atomically.
     """
     manifests = sorted(folder.glob(MANIFEST_PATTERN))
     unreadable = [path for path in manifests if try_load_manifest(path) is None]

@@ -9,11 +9,20 @@ from torch import Tensor, nn
 from torch.nn.utils import clip_grad_norm_
 
 from instruct_ray.config.train import TrainConfig
-from instruct_ray.training.distributed.deepspeed_config import build_deepspeed_config, uses_torch_optimizer
+from instruct_ray.training.distributed.deepspeed_config import (
+    bucket_elements,
+    build_deepspeed_config,
+    uses_torch_optimizer,
+)
 from instruct_ray.training.distributed.deepspeed_internals import (
     gather_zero3_weights,
     import_deepspeed,
+    keep_fp32_gradients,
+    patch_offload_reset,
     patch_zero3_overflow_check,
+    unsharded_ndim,
+    unsharded_numel,
+    zero_optimizer_at_stage_1,
 )
 
 
@@ -31,6 +40,7 @@ class DeepSpeedEngine:
         load_model: Callable[[], nn.Module],
         *,
         is_universal: bool = False,
+        decays_all: bool = False,
     ) -> None:
         """Load and shard the model, on the process group that Ray Train made.
 
@@ -40,6 +50,7 @@ class DeepSpeedEngine:
             world_size: number of ranks.
             load_model: loads the model that is trained.
             is_universal: whether the engine will load a universal checkpoint.
+            decays_all: whether weight decay includes norms and biases, as in checkpoints of earlier versions.
         """
         deepspeed = import_deepspeed(train.use_gpu)
         # ZeRO-3 needs the process group while the model is built.
@@ -51,15 +62,23 @@ class DeepSpeedEngine:
         trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
         # Checkpoints hold no frozen weights: they are loaded from the base model again.
         self._has_frozen = len(trainable) < len(list(model.parameters()))
+        num_trainable = sum(unsharded_numel(parameter) for parameter in trainable)
+        config["zero_optimization"]["reduce_bucket_size"] = bucket_elements(train, num_trainable)
         # Fused: one pass over the memory, on CPU too.
-        optimizer = torch.optim.AdamW(trainable, lr=train.learning_rate, weight_decay=train.weight_decay, fused=True)
-        self._engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=config)
+        groups = _parameter_groups(trainable, 0.0 if decays_all else train.weight_decay)
+        optimizer = torch.optim.AdamW(groups, lr=train.learning_rate, weight_decay=train.weight_decay, fused=True)
+        with zero_optimizer_at_stage_1():
+            self._engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=config)
+        if train.zero_stage == 0:
+            keep_fp32_gradients(self.module)
         if world_size == 1 and train.zero_stage == 0:
             # A single rank has no gradients to add, but DeepSpeed would copy its own twice: 4 % of a step on a CPU.
             self._engine.enable_backward_allreduce = False
         if train.zero_stage == 3:
             patch_zero3_overflow_check(self._engine.optimizer)
-        self._world_size = world_size
+        if train.zero_stage in (1, 2) and train.offload.optimizer:
+            patch_offload_reset(self._engine.optimizer)
+        self._world_size, self.decays_all = world_size, decays_all
         self._uses_torch_optimizer, self._max_grad_norm = uses_torch_optimizer(train), train.max_grad_norm
         # Only with torch's optimizer.
         self._clipped_norm = torch.tensor(0.0)
@@ -132,6 +151,18 @@ class DeepSpeedEngine:
         # A tied weight is listed under each of its names.
         parameters = dict(self.module.named_parameters(remove_duplicate=False))
         return {name: tensor for name, tensor in state.items() if name in parameters and parameters[name].requires_grad}
+
+
+def _parameter_groups(trainable: list[nn.Parameter], weight_decay: float) -> list[dict[str, Any]]:
+    """Parameter groups of AdamW: weight decay leaves norms and biases alone, which are vectors.
+
+    A single group where that makes no difference: the groups are part of a checkpoint.
+    """
+    vectors = [parameter for parameter in trainable if unsharded_ndim(parameter) < 2]
+    matrices = [parameter for parameter in trainable if unsharded_ndim(parameter) >= 2]
+    if not (weight_decay and vectors and matrices):
+        return [{"params": trainable} | ({} if matrices or not weight_decay else {"weight_decay": 0.0})]
+    return [{"params": matrices}, {"params": vectors, "weight_decay": 0.0}]
 
 
 def _load_sharded(load_model: Callable[[], nn.Module], config: dict[str, Any]) -> nn.Module:

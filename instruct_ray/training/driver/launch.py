@@ -44,13 +44,12 @@ def run_ray_train(
             resources_per_worker=worker_resources(train),
         ),
         run_config=ray.train.RunConfig(
-            # Under the same name and storage path Ray Train restores its bookkeeping of checkpoints; workers load them.
+            # Ray Train gets a folder for its own files. It is not told of checkpoints: the workers write and load them.
             name=folder.ray_train_dir.name,
             storage_path=str(folder.path),
             failure_config=ray.train.FailureConfig(max_failures=train.max_failures),
-            checkpoint_config=ray.train.CheckpointConfig(num_to_keep=train.num_checkpoints),
             logging_config=ray.train.LoggingConfig(log_level="ERROR"),
-            callbacks=[WorkerFailureCallback(spec.events_file)],
+            callbacks=[WorkerFailureCallback(spec.events_file, spec.lock)],
             worker_runtime_env=worker_runtime_env(use_gpu=train.use_gpu),
         ),
     )

@@ -8,13 +8,14 @@ from instruct_ray.files import atomic_directory, atomic_write_json
 from instruct_ray.run.folder import CONTRACT_FILE, MODEL_METADATA_FILE
 from instruct_ray.training.export.formats import export_format
 from instruct_ray.training.export.weights import add_tokenizer_and_contract
-from instruct_ray.training.validation.task import BEST_DIR, BEST_RESULT_FILE, load_best_result
+from instruct_ray.training.validation.best_model import BEST_DIR, BEST_RESULT_FILE, clean_up, load_best_result
 from instruct_ray.training.worker.spec import WorkerSpec
 
 
 def assemble_model_dir(run: OpenRun, spec: WorkerSpec, mlflow_run_id: str | None) -> None:
     """Assemble the model folder from the final weights, or from the weights with the best validation result."""
     folder, base_model = run.folder, run.base_model
+    clean_up(folder.validation_dir)
     best = load_best_result(folder.validation_dir) if spec.validation else None
     weights_dir = spec.weights_dir if best is None else folder.validation_dir / BEST_DIR
     with atomic_directory(folder.model_dir) as unfinished:

@@ -37,7 +37,11 @@ class _PendingWorkersReporter:
 
     def check(self) -> None:
         """Check whether the metrics file has grown, and the placement if it has not for a while."""
-        num_bytes = self._metrics_file.stat().st_size if self._metrics_file.exists() else 0
+        try:
+            num_bytes = self._metrics_file.stat().st_size if self._metrics_file.exists() else 0
+        except OSError:
+            # A file system that fails for a moment is asked again.
+            return
         if num_bytes != self._num_bytes:
             self._num_bytes, self._last_step_at = num_bytes, time.monotonic()
         elif time.monotonic() - self._last_step_at > QUIET_SECONDS and (message := describe_pending(self._train)):

@@ -1,5 +1,6 @@
 """driver: SIGTERM and Ctrl-C -> a stop request that the workers see at their next step."""
 
+import logging
 import signal
 import threading
 from collections.abc import Callable, Iterator
@@ -8,10 +9,12 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn, TypeVar
 
-from instruct_ray.errors import exit_terminated
+from instruct_ray.errors import exit_terminated, one_line
 
 Result = TypeVar("Result")
 POLL_SECONDS = 0.2
+
+logger = logging.getLogger(__name__)
 
 
 class StopRequest:
@@ -26,11 +29,15 @@ class StopRequest:
     def request_stop(self, number: int) -> None:
         """Request a stop because of a signal."""
         self.signal = number
-        self._path.touch()
+        try:
+            self._path.touch()
+        except OSError as error:
+            logger.warning("the workers can't be asked to stop (%s): repeat the signal to end at once", one_line(error))
 
     def clear(self) -> None:
         """Withdraw the request."""
-        self._path.unlink(missing_ok=True)
+        if self.signal is not None:
+            self._path.unlink(missing_ok=True)
 
     def reraise(self) -> NoReturn:
         """End the program as the signal would have done."""
@@ -63,8 +70,11 @@ def stop_on_signal(path: Path, status: Callable[[str], None]) -> Iterator[StopRe
         request.clear()
 
 
-def run_in_thread(function: Callable[[], Result]) -> Result:
-    """Call a function in its own thread, so that this thread can handle signals and none interrupts the function."""
+def run_in_thread(function: Callable[[], Result], check: Callable[[], None]) -> Result:
+    """Call a function in its own thread, so that this thread can handle signals and none interrupts the function.
+
+    `check` is called in this thread every POLL_SECONDS; an exception that it raises ends the wait for the function.
+    """
     box: dict[str, Any] = {}
 
     def run() -> None:
@@ -77,6 +87,7 @@ def run_in_thread(function: Callable[[], Result]) -> Result:
     thread.start()
     while thread.is_alive():
         thread.join(POLL_SECONDS)
+        check()
     if "error" in box:
         raise box["error"]
     result: Result = box["result"]

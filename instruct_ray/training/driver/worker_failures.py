@@ -1,12 +1,16 @@
 """controller callback: logs the failure of a worker as an event, before Ray Train restarts all workers."""
 
 import os
+import tempfile
 from pathlib import Path
 from typing import Any
 
 from ray.train import UserCallback
 
-from instruct_ray.run.events import log_event
+from instruct_ray.errors import one_line
+from instruct_ray.run.events import event_record
+from instruct_ray.run.line_writer import LineWriter
+from instruct_ray.run.lock import LockTicket
 
 MAX_CHARACTERS = 300
 # Seconds that the other workers get to leave their process group. They can't leave it while a worker hangs, so Ray's
@@ -17,15 +21,19 @@ PG_SHUTDOWN_TIMEOUT = ("TORCH_PROCESS_GROUP_SHUTDOWN_TIMEOUT_S", "5")
 class WorkerFailureCallback(UserCallback):
     """Logs which worker failed first and why, and shortens the shutdown of the other workers."""
 
-    def __init__(self, events_file: Path) -> None:
-        self._events_file = events_file
+    def __init__(self, events_file: Path, lock: LockTicket | None) -> None:
+        self._events_file, self._lock = events_file, lock
+        # Made in the controller: a thread can't be sent there.
+        self._events: LineWriter | None = None
 
     def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
         """Log the failure. A worker that died is taken as the cause: the others failed because it left a collective."""
         os.environ.setdefault(*PG_SHUTDOWN_TIMEOUT)
         rank, error = min(worker_exceptions.items(), key=lambda item: (not _has_died(item[1]), item[0]))
-        text = " ".join(str(vars(error).get("health_check_failure", error)).split())[:MAX_CHARACTERS]
-        log_event(self._events_file, f"worker {rank} failed: {text}")
+        text = one_line(vars(error).get("health_check_failure", error), MAX_CHARACTERS)
+        if self._events is None:
+            self._events = LineWriter(self._events_file, Path(tempfile.gettempdir()), self._lock)
+        self._events.append(event_record(f"worker {rank} failed: {text}"))
 
 
 def _has_died(error: Exception) -> bool:

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
+
 from instruct_ray.errors import one_line
 from instruct_ray.files import atomic_write_json
 from instruct_ray.training.distributed.collectives import broadcast_object
@@ -24,6 +26,8 @@ class ExportResult:
 
     problem: str | None = None
     """Why the exported model is not the trained one; None if it is."""
+    postponed: str | None = None
+    """Why the export could not be verified now: the storage failed. A later one may succeed."""
 
 
 @dataclass(frozen=True)
@@ -60,14 +64,33 @@ class Exporter:
     def export(self, engine: DeepSpeedEngine) -> ExportResult:
         """Write the weights, and read them back unless an earlier export was verified. Collective."""
         if not self._is_verified(engine):
-            return self._write_and_read_back(engine)
+            result = self._write_and_read_back(engine)
+            return ExportResult(result.postponed) if result.postponed else result
         state = engine.full_state_dict(only_trained=self.format != "full")
+        failure = None
         if state is not None:
-            write_weights(engine.module, state, self.weights_dir, self.format)
-        return ExportResult()
+            try:
+                write_weights(engine.module, state, self.weights_dir, self.format)
+            except (OSError, SafetensorError) as error:
+                failure = self._storage_failure(error)
+        failure = broadcast_object(failure, engine.device)
+        return ExportResult(failure)
 
     def _is_verified(self, engine: DeepSpeedEngine) -> bool:
-        return bool(broadcast_object(self.check_file.is_file(), engine.device))
+        is_verified = None
+        if self.rank == 0:
+            try:
+                is_verified = self.check_file.is_file()
+            except OSError:
+                is_verified = False
+        return bool(broadcast_object(is_verified, engine.device))
+
+    def _storage_failure(self, error: Exception) -> str:
+        # safetensors raises an error of its own for a full disk.
+        return (
+            f"the model can't be written to {self.weights_dir}: {one_line(error, 500)}; free some space or mend the "
+            "storage, and run the same command again: it resumes from the newest checkpoint"
+        )
 
     def _write_and_read_back(self, engine: DeepSpeedEngine) -> ExportResult:
         started = time.perf_counter()
@@ -76,20 +99,22 @@ class Exporter:
             None if self.is_quantized else compute_logits(engine, row, self.hf_config, self.attn_implementation)
         )
         state = engine.full_state_dict(only_trained=self.format != "full")
-        problem = None
+        problem = failure = None
         if state is not None:
             try:
                 written = write_weights(engine.module, state, self.weights_dir, self.format)
                 result = read_back(self.weights_dir, self.base_dir, self.format == "adapter", written, row, expected_TV)
                 problem = result.problem
                 self._save_if_equal(result, time.perf_counter() - started)
+            except (OSError, SafetensorError) as error:
+                failure = self._storage_failure(error)
             # Any error: the other ranks wait for the result, and another attempt would fail the same way.
             except Exception as error:
                 logger.exception("the export failed")
                 problem = f"it can't be written and loaded: {one_line(error, 500)}"
-        problem = broadcast_object(problem, engine.device)
+        problem, failure = broadcast_object((problem, failure), engine.device)
         if problem is None:
-            return ExportResult()
+            return ExportResult(postponed=failure)
         return ExportResult(f"the exported model ({self.format}) is not the trained one: {problem}")
 
     def _save_if_equal(self, result: ReadBackResult, seconds: float) -> None:

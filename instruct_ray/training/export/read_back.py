@@ -11,13 +11,11 @@ from peft import PeftModel
 from pydantic import BaseModel, ConfigDict
 from safetensors import safe_open
 from torch import Tensor
-from transformers import AutoModelForCausalLM
 
-from instruct_ray.base_model.hf_config import load_hf_config
+from instruct_ray.base_model.causal_lm import default_attn_implementation, load_causal_lm
 from instruct_ray.data.packs.dataset import PackedDataset
 from instruct_ray.training.distributed.engine import DeepSpeedEngine
 from instruct_ray.training.model.padded import unpack_branches
-from instruct_ray.training.model.requirements import default_attn_implementation
 
 # T = tokens of the row, V = vocabulary
 
@@ -81,7 +79,7 @@ def read_back(
     """
     dtype = next(iter(written.values())).dtype
     if is_adapter:
-        missing = _missing_in_adapter(folder, len(written))
+        missing = _missing_in_adapter(folder, written)
         base, _ = _load(base_dir, dtype)
         model = PeftModel.from_pretrained(base, folder, autocast_adapter_dtype=False, torch_device="cpu").eval()
     else:
@@ -106,19 +104,14 @@ def read_back(
 
 def _load(folder: Path, dtype: torch.dtype | str) -> tuple[Any, str | None]:
     """(model, which tensors its folder lacks): transformers would silently initialize them."""
-    model, info = AutoModelForCausalLM.from_pretrained(
-        folder,
-        local_files_only=True,
-        use_safetensors=True,
-        dtype=dtype,
-        attn_implementation=default_attn_implementation(load_hf_config(folder)),
-        output_loading_info=True,
-    )
+    model, info = load_causal_lm(folder, dtype, output_loading_info=True)
     missing = sorted(info["missing_keys"])
     return model.eval(), f"{missing[0]} is missing ({len(missing)} in total)" if missing else None
 
 
-def _missing_in_adapter(folder: Path, num_written: int) -> str | None:
+def _missing_in_adapter(folder: Path, written: dict[str, Tensor]) -> str | None:
+    # A tied weight has two names.
+    num_written = len({tensor.data_ptr() for tensor in written.values()})
     with safe_open(folder / "adapter_model.safetensors", framework="pt") as file:
         num_tensors = len(file.keys())
     return None if num_tensors == num_written else f"the adapter has {num_tensors} tensors of {num_written}"

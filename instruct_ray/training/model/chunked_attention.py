@@ -94,4 +94,5 @@ def chunked_attention(
     weights = F.dropout(weights, dropout, module.training)
     output = weights.view(num_chunks, num_groups, per_group * CHUNK_TOKENS, num_keys) @ values
     output = output.view(num_chunks, num_groups, per_group, CHUNK_TOKENS, -1).permute(0, 3, 1, 2, 4)
-    return output.reshape(1, num_chunks * CHUNK_TOKENS, num_heads, -1)[:, :length], None
+    # Contiguous like the output of transformers' own implementations: some models (AFMoE, JetMoE) take a view of it.
+    return output.reshape(1, num_chunks * CHUNK_TOKENS, num_heads, -1)[:, :length].contiguous(), None

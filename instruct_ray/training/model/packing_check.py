@@ -1,11 +1,13 @@
 """worker, all ranks: checks before training that packing does not change what the base model computes.
 
 The check compares a few examples of the run, packed and alone, in fp32: there the two may differ by rounding only,
-while rounding in bf16 would hide a wrong mask. If they differ by more, the run trains in padded mode. Rank 0 runs the
-check before it loads the model to train; `doctor` runs it too.
+while rounding in bf16 would hide a wrong mask. If they differ by more, or if the model's code does not take the mask of
+a pack, the run trains in padded mode. Any other error, such as a missing compiler, is not evidence against packing: it
+stops the run. Rank 0 runs the check before it loads the model to train; `doctor` runs it too.
 """
 
 import gc
+import logging
 import time
 from pathlib import Path
 from typing import Any, Literal
@@ -15,18 +17,21 @@ import torch.distributed as dist
 import transformers
 from pydantic import BaseModel, ConfigDict
 
+from instruct_ray.base_model.causal_lm import default_attn_implementation
 from instruct_ray.data.packs.dataset import PackedDataset
+from instruct_ray.errors import one_line
 from instruct_ray.files import atomic_write_json
 from instruct_ray.training.distributed.collectives import broadcast_object
 from instruct_ray.training.model.packing_comparison import (
-    PackedForwardError,
     compare_packed_and_alone,
+    find_mask_problem,
     load_first_layers,
     longest_example,
     sample_check_packs,
 )
 from instruct_ray.training.model.padded import unpack_branches
-from instruct_ray.training.model.requirements import default_attn_implementation, packed_attn_implementation
+from instruct_ray.training.model.requirements import packed_attn_implementation
+from instruct_ray.training.model.toolchain import explain_failure
 from instruct_ray.training.model.tree_mask import MaskLayout
 
 # Measured on SmolLM2-135M's first four layers: rounding gives 3e-7 (loss) and 7e-7 (gradient), hiding one key from one
@@ -34,6 +39,12 @@ from instruct_ray.training.model.tree_mask import MaskLayout
 # times as long.
 LOSS_TOLERANCE = 1e-4
 GRADIENT_TOLERANCE = 1e-2
+
+logger = logging.getLogger(__name__)
+
+
+class PackingCheckError(RuntimeError):
+    """The packing check could not be run on this machine. The message is one line: what is missing, and what to do."""
 
 
 class PackingCheck(BaseModel):
@@ -81,12 +92,20 @@ def resolve_packing_mode(
 
     `incompatibility` is the result of `find_packing_incompatibility`. An earlier result is reused if the versions of
     the libraries match, so that a resumed run keeps its mode.
+
+    Raises:
+        PackingCheckError: rank 0 could not run it; raised on all ranks alike.
     """
-    check = None
+    result: PackingCheck | str | None = None
     if dist.get_rank() == 0:
         packs = PackedDataset.open(packs_dir)
-        check = load_or_run_packing_check(base_dir, hf_config, packs, incompatibility, check_file, device)
-    result: PackingCheck = broadcast_object(check, device)
+        try:
+            result = load_or_run_packing_check(base_dir, hf_config, packs, incompatibility, check_file, device)
+        except PackingCheckError as error:
+            result = str(error)
+    result = broadcast_object(result, device)
+    if not isinstance(result, PackingCheck):
+        raise PackingCheckError(result)
     return result
 
 
@@ -98,15 +117,23 @@ def load_or_run_packing_check(
     check_file: Path,
     device: torch.device,
 ) -> PackingCheck:
-    """Load the packing check of a run from its file, or run it and write the file; one process calls it."""
+    """Load the packing check of a run from its file, or run it and write the file; one process calls it.
+
+    Raises:
+        PackingCheckError: it could not be run; nothing is written.
+    """
     can_pack = incompatibility is None
     attn_implementation = (
         packed_attn_implementation(hf_config, device) if can_pack else default_attn_implementation(hf_config)
     )
     if check_file.is_file():
         earlier = PackingCheck.model_validate_json(check_file.read_text())
-        still_applies = can_pack and earlier.attn_implementation == attn_implementation
-        if earlier.versions == _library_versions() and (still_applies or not earlier.is_packed):
+        if earlier.is_packed:
+            still_applies = can_pack and earlier.attn_implementation == attn_implementation
+        else:
+            # Without a measured difference an earlier version may have recorded any error, such as a missing compiler.
+            still_applies = not can_pack or earlier.loss_difference is not None
+        if still_applies and earlier.versions == _library_versions():
             return earlier
     if incompatibility is None:
         check = run_packing_check(base_dir, hf_config, packs, device)
@@ -117,12 +144,21 @@ def load_or_run_packing_check(
             attn_implementation=attn_implementation,
             versions=_library_versions(),
         )
-    atomic_write_json(check_file, check.model_dump())
+    try:
+        atomic_write_json(check_file, check.model_dump())
+    except OSError as error:
+        # Only the next start has to run it again.
+        logger.warning("%s can't be written: %s", check_file, one_line(error))
     return check
 
 
 def run_packing_check(base_dir: Path, hf_config: Any, dataset: PackedDataset, device: torch.device) -> PackingCheck:
-    """Compare a few examples of a run, packed and alone, on its base model in fp32 without dropout."""
+    """Compare a few examples of a run, packed and alone, on its base model in fp32 without dropout.
+
+    Raises:
+        PackingCheckError: the examples could not be computed, for another reason than the model's own code.
+        torch.OutOfMemoryError, torch.AcceleratorError: the GPU failed; another attempt may succeed.
+    """
     started = time.perf_counter()
     packs = sample_check_packs(dataset)
     default, packed = default_attn_implementation(hf_config), packed_attn_implementation(hf_config, device)
@@ -133,8 +169,13 @@ def run_packing_check(base_dir: Path, hf_config: Any, dataset: PackedDataset, de
         differences = torch.tensor([compare_packed_and_alone(model, pack, layout, default, device) for pack in packs])
         # NaN if any of them is.
         loss, gradient = differences.amax(0).tolist()
-    except PackedForwardError as error:
-        failure = str(error)
+    except (torch.OutOfMemoryError, torch.AcceleratorError):
+        raise
+    # Whatever a kernel, a compiler or one of hundreds of models raises.
+    except Exception as error:
+        failure = find_mask_problem(hf_config, default, packs[0])
+        if failure is None:
+            raise PackingCheckError(f"the packing check could not be run: {explain_failure(error)}") from error
     num_layers = model.config.get_text_config().num_hidden_layers
     # Its memory is needed for the model to train.
     del model

@@ -7,27 +7,24 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 from transformers import AutoModelForCausalLM
 
+from instruct_ray.base_model.causal_lm import load_causal_lm
 from instruct_ray.data.example import IGNORE_INDEX
 from instruct_ray.data.packs.dataset import PackedDataset
 from instruct_ray.data.packs.tree import Pack
 from instruct_ray.errors import one_line
 from instruct_ray.training.model.loss import token_losses
+from instruct_ray.training.model.output_head import compute_target_loss, find_unchunkable_head
 from instruct_ray.training.model.padded import Branch, select_branches, unpack_branches
-from instruct_ray.training.model.tree_mask import MaskLayout
+from instruct_ray.training.model.tree_mask import MaskLayout, PackTensors, build_masks
 
 MIN_LAYERS = 4
 # Packs to choose from, spread evenly over the data, and examples to compare per chosen pack.
 NUM_CANDIDATES = 32
 NUM_EXAMPLES = 3
 
-# T = tokens of an example or a pack, N = target tokens, V = vocabulary, B = branches
-
-
-class PackedForwardError(RuntimeError):
-    """The model fails with the mask of a pack."""
+# T = tokens of an example or a pack, N = target tokens, B = branches
 
 
 def sample_check_packs(dataset: PackedDataset) -> list[Pack]:
@@ -63,9 +60,7 @@ def load_first_layers(base_dir: Path, hf_config: Any, attn_implementation: str, 
     """
     shortened = copy.deepcopy(hf_config)
     _keep_first_layers(shortened.get_text_config())
-    model = AutoModelForCausalLM.from_pretrained(
-        base_dir, config=shortened, dtype=torch.float32, attn_implementation=attn_implementation, device_map=None
-    )
+    model = load_causal_lm(base_dir, torch.float32, config=shortened, attn_implementation=attn_implementation)
     return model.to(device).eval()
 
 
@@ -89,37 +84,62 @@ def compare_packed_and_alone(
 ) -> tuple[float, float]:
     """(loss difference, gradient difference) of one pack, as `PackingCheck` defines them.
 
-    `model` is a transformers model in fp32, `default` its attention implementation for single examples.
-
-    Raises:
-        PackedForwardError: the model fails on the pack, but not on the single examples.
+    `model` is a transformers model in fp32, `default` its attention implementation for single examples. Whatever the
+    model, a kernel or a compiler raises passes through.
     """
     branches = unpack_branches(pack)
+    in_chunks = find_unchunkable_head(model.config, model) is None
     model.zero_grad()
     model.set_attn_implementation(default)
-    alone_B = torch.stack([_backpropagate_alone(model, branch, device) for branch in branches])
+    alone_B = torch.stack([_backpropagate_alone(model, branch, device, in_chunks=in_chunks) for branch in branches])
     norm = _gradient_norm(model)
     model.set_attn_implementation(layout.attn_implementation)
-    try:
-        losses_N = token_losses(model, pack, device, layout)
-        # Subtracts the packed gradient from the accumulated one: the difference needs no second copy of the gradients.
-        torch.autograd.backward(-losses_N.sum())
-    except torch.OutOfMemoryError:
-        raise
-    except (TypeError, ValueError, AttributeError, LookupError, RuntimeError) as error:
-        raise PackedForwardError(f"the packed forward pass fails: {one_line(error, 300)}") from error
+    losses_N = token_losses(model, pack, device, layout, in_chunks=in_chunks)
+    # Subtracts the packed gradient from the accumulated one: the difference needs no second copy of the gradients.
+    torch.autograd.backward(-losses_N.sum())
     packed_B, counts_B = _sum_by_branch(losses_N.detach(), pack, branches)
     loss_B = (packed_B - alone_B).abs() / (alone_B + counts_B)
     return float(loss_B.max()), _gradient_norm(model) / max(norm, 1e-30)
 
 
-def _backpropagate_alone(model: Any, branch: Branch, device: torch.device) -> Tensor:
-    """The loss of one example as plain transformers computes it; its gradient is accumulated."""
+def find_mask_problem(hf_config: Any, attn_implementation: str, pack: Pack) -> str | None:
+    """Why the code of a model can't run with the mask of a pack; None if it can, or if it can't run at all.
+
+    Runs on the meta device, where only the model's own code can fail: no kernel, compiler or memory takes part.
+    """
+    shortened = copy.deepcopy(hf_config)
+    _keep_first_layers(shortened.get_text_config())
+    layout = MaskLayout.from_hf_config(hf_config, attn_implementation, torch.float32)
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(
+            shortened, dtype=torch.float32, attn_implementation=attn_implementation, trust_remote_code=False
+        ).eval()
+    tensors = PackTensors.from_pack(pack, layout, torch.device("meta"))
+    inputs = {"input_ids": tensors.input_ids_T[None], "use_cache": False}
+    packed = {"position_ids": tensors.position_ids_T[None], "attention_mask": build_masks(tensors, layout)}
+    # Any error: it is raised by the code of one of hundreds of models.
+    try:
+        model(**inputs)
+    except Exception:
+        return None
+    try:
+        model(**inputs, **packed)
+    except Exception as error:
+        return f"{hf_config.model_type} does not take the mask of a pack: {one_line(error, 300)}"
+    return None
+
+
+def _backpropagate_alone(model: Any, branch: Branch, device: torch.device, *, in_chunks: bool) -> Tensor:
+    """The loss of one example as plain transformers computes its hidden states; its gradient is accumulated."""
     labels_T = torch.tensor(branch.labels, device=device)
     positions_N = (labels_T != IGNORE_INDEX).nonzero()[:, 0]
     input_ids_1T = torch.tensor([branch.input_ids], device=device)
-    logits_NV = model(input_ids=input_ids_1T, use_cache=False, logits_to_keep=positions_N).logits[0]
-    loss = F.cross_entropy(logits_NV, labels_T[positions_N], reduction="sum")
+    loss, _ = compute_target_loss(
+        model,
+        labels_T[positions_N],
+        lambda: model(input_ids=input_ids_1T, use_cache=False, logits_to_keep=positions_N),
+        in_chunks=in_chunks,
+    )
     torch.autograd.backward(loss)
     return loss.detach()
 

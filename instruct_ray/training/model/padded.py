@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from instruct_ray.data.example import IGNORE_INDEX
 from instruct_ray.data.packs.tree import Pack
+from instruct_ray.training.model.output_head import compute_target_loss
 
 # B = branches, L = tokens of the longest branch
 
@@ -67,7 +67,9 @@ def num_padded_tokens(pack: Pack) -> int:
     return len(branches) * max(len(branch.input_ids) for branch in branches)
 
 
-def padded_loss(model: nn.Module, pack: Pack, device: torch.device, aux_loss_coef: float = 0.0) -> Tensor:
+def padded_loss(
+    model: nn.Module, pack: Pack, device: torch.device, aux_loss_coef: float = 0.0, *, in_chunks: bool = False
+) -> Tensor:
     """The same loss as `pack_loss`, computed by plain transformers without a mask of ours.
 
     `aux_loss_coef` weighs the auxiliary loss of a mixture of experts, which is a mean over tokens. It is added once per
@@ -84,16 +86,18 @@ def padded_loss(model: nn.Module, pack: Pack, device: torch.device, aux_loss_coe
     has_no_targets = not is_target_BL.any()
     if has_no_targets:
         is_target_BL[0, 0] = True
-    output: Any = model(
-        input_ids=pad([branch.input_ids for branch in branches], 0),
-        # From the lengths: the padding id may also be a token.
-        attention_mask=pad([[1] * len(branch.input_ids) for branch in branches], 0),
-        use_cache=False,
-        logits_to_keep=is_target_BL,
-    )
-    # (target tokens, vocabulary)
-    logits_NV: Tensor = output.logits
+
+    def run() -> Any:
+        return model(
+            input_ids=pad([branch.input_ids for branch in branches], 0),
+            # From the lengths: the padding id may also be a token.
+            attention_mask=pad([[1] * len(branch.input_ids) for branch in branches], 0),
+            use_cache=False,
+            logits_to_keep=is_target_BL,
+        )
+
     if has_no_targets:
-        return logits_NV.sum() * 0.0
-    loss = F.cross_entropy(logits_NV.float(), labels_BL[is_target_BL], reduction="sum")
+        zero: Tensor = run().logits.sum() * 0.0
+        return zero
+    loss, output = compute_target_loss(model, labels_BL[is_target_BL], run, in_chunks=in_chunks)
     return loss + aux_loss_coef * output.aux_loss * is_target_BL.sum() if aux_loss_coef else loss

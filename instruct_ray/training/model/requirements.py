@@ -6,16 +6,22 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
-from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoModelForCausalLM
-from transformers.pytorch_utils import Conv1D
 
+from instruct_ray.base_model.causal_lm import (
+    causal_lm_class,
+    default_attn_implementation,
+    takes_registered_attention,
+)
 from instruct_ray.config.schema import LoraConfig
 from instruct_ray.errors import InputError
 from instruct_ray.training.model.chunked_attention import TREE_CHUNKS, register_chunked_attention
+from instruct_ray.training.model.trained_parts import adaptable_layer_names
 from instruct_ray.training.model.tree_mask import FLEX, MaskLayout
 
 # Layer types that the mask of a pack can describe.
 PACKED_LAYER_TYPES = {"full_attention", "sliding_attention"}
+# FlexAttention's kernels for GPUs take no smaller head dimension (torch 2.13).
+MIN_FLEX_HEAD_DIM = 16
 # Arguments of a model's forward pass that both packed and padded training need.
 FORWARD_ARGUMENTS = ("input_ids", "attention_mask", "logits_to_keep")
 
@@ -24,11 +30,15 @@ def check_trainable(hf_config: Any) -> None:
     """Check that this system can train a base model.
 
     Raises:
-        InputError: it is not a causal language model, its forward pass lacks an argument that training needs, or its
-            sliding window has no size.
+        InputError: it is not a causal language model, its forward pass lacks an argument that training needs, it can't
+            be asked once it is tuned, or its sliding window has no size.
     """
-    if type(hf_config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
-        raise InputError(f"model.base: {hf_config.model_type} is not a causal language model of transformers")
+    if not causal_lm_class(hf_config)._supports_default_dynamic_cache():
+        raise InputError(
+            f"model.base: transformers generates with {hf_config.model_type} without its usual cache, so prompts of "
+            "different lengths can't share a batch, and the tuned model could not be evaluated or served; use another "
+            "architecture"
+        )
     missing = [name for name in FORWARD_ARGUMENTS if name not in _forward_arguments(hf_config)]
     if missing:
         raise InputError(f"model.base: the forward pass of {hf_config.model_type} does not take {', '.join(missing)}")
@@ -36,30 +46,18 @@ def check_trainable(hf_config: Any) -> None:
 
 
 def check_lora_targets(hf_config: Any, targets: Sequence[str]) -> None:
-    """Check that the base model has linear layers of these names.
+    """Check that the base model has linear layers of these names that LoRA can adapt.
 
     Raises:
         InputError: it has none of some name; lists the names it has.
     """
-    names = {layer.rpartition(".")[2] for layer in linear_layer_names(hf_config)}
+    names = {layer.rpartition(".")[2] for layer in adaptable_layer_names(hf_config)}
     unknown = sorted(set(targets) - names)
     if unknown:
         raise InputError(
-            f"model.lora.targets: {hf_config.model_type} has no {', '.join(unknown)}, only {', '.join(sorted(names))}"
+            f"model.lora.targets: {hf_config.model_type} has no {', '.join(unknown)} that LoRA can adapt, only "
+            f"{', '.join(sorted(names))}"
         )
-
-
-def linear_layer_names(hf_config: Any) -> set[str]:
-    """The full names of a model's linear layers, without the output head."""
-    with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(hf_config)
-    head = model.get_output_embeddings()
-    # Conv1D: GPT-2's linear layers.
-    return {
-        name
-        for name, module in model.named_modules()
-        if isinstance(module, torch.nn.Linear | Conv1D) and module is not head
-    }
 
 
 def check_quantization_available(lora: LoraConfig) -> None:
@@ -87,7 +85,7 @@ def _incompatibilities(hf_config: Any, max_tokens: int) -> Iterator[str]:
     unsupported = sorted(set(settings.get("layer_types") or ()) - PACKED_LAYER_TYPES)
     if unsupported:
         yield f"layers of type {', '.join(unsupported)}, which a mask can't describe"
-    elif MODEL_FOR_CAUSAL_LM_MAPPING[type(hf_config)]._is_stateful:
+    elif causal_lm_class(hf_config)._is_stateful:
         yield "recurrent layers, whose state would carry over from one example to the next"
     if settings.get("attention_chunk_size"):
         yield "chunked attention (attention_chunk_size)"
@@ -113,7 +111,7 @@ def _rope_parameters(settings: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def _forward_arguments(hf_config: Any) -> set[str]:
-    return set(inspect.signature(MODEL_FOR_CAUSAL_LM_MAPPING[type(hf_config)].forward).parameters)
+    return set(inspect.signature(causal_lm_class(hf_config).forward).parameters)
 
 
 def aux_loss_coef(hf_config: Any) -> float:
@@ -122,21 +120,19 @@ def aux_loss_coef(hf_config: Any) -> float:
     return float(settings.get("router_aux_loss_coef") or 0.0) if settings.get("output_router_logits") else 0.0
 
 
-def default_attn_implementation(hf_config: Any) -> str:
-    """The attention implementation for single examples and padded batches: sdpa if the model supports it."""
-    return "sdpa" if MODEL_FOR_CAUSAL_LM_MAPPING[type(hf_config)]._supports_sdpa else "eager"
-
-
 def packed_attn_implementation(hf_config: Any, device: torch.device) -> str:
     """The attention implementation for packs: flex_attention on a GPU, chunks of queries on a CPU, if supported.
 
-    FlexAttention has no backward pass on CPU (torch 2.13) and no dropout; sdpa and the chunks have no softcapping
-    (Gemma 2).
+    FlexAttention has no backward pass on CPU (torch 2.13), no dropout and no small heads; sdpa and the chunks have no
+    softcapping (Gemma 2), and architectures with attention of their own (Falcon) know neither.
     """
     default = default_attn_implementation(hf_config)
     if device.type == "cpu":
         register_chunked_attention()
-        return TREE_CHUNKS if default == "sdpa" else default
-    can_flex = MODEL_FOR_CAUSAL_LM_MAPPING[type(hf_config)]._supports_flex_attn
-    has_dropout = bool(hf_config.get_text_config().to_dict().get("attention_dropout"))
-    return FLEX if can_flex and not has_dropout else default
+        return TREE_CHUNKS if default == "sdpa" and takes_registered_attention(hf_config) else default
+    text_config = hf_config.get_text_config()
+    settings = text_config.to_dict()
+    has_dropout = bool(settings.get("attention_dropout"))
+    head_dim = settings.get("head_dim") or text_config.hidden_size // text_config.num_attention_heads
+    can_flex = causal_lm_class(hf_config)._supports_flex_attn and not has_dropout and head_dim >= MIN_FLEX_HEAD_DIM
+    return FLEX if can_flex else default

@@ -1,5 +1,6 @@
-"""validation task: writes the result of each checkpoint to a file; rank 0 reads and compares them."""
+"""worker, rank 0: writes, reads and compares the results of the validated checkpoints."""
 
+import math
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,6 +10,20 @@ from pydantic import BaseModel, ConfigDict
 from instruct_ray.config.train import ValidationConfig
 from instruct_ray.files import append_json_line, atomic_write_json
 from instruct_ray.run.folder import VALIDATION_SCORES_FILE
+
+# The checkpoint that is being validated.
+PENDING_FILE = ".pending.json"
+
+
+class PendingValidation(BaseModel):
+    """A checkpoint whose validation has begun: its loss is known, its answers and its result are not."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    step: int
+    checkpoint: Path
+    loss: float
+    """Mean over the tokens of the completions, in nats."""
 
 
 class ValidationResult(BaseModel):
@@ -34,26 +49,61 @@ def write_result(validation_dir: Path, result: ValidationResult) -> None:
     atomic_write_json(result_file(validation_dir, result.step), result.model_dump())
 
 
-def read_results(validation_dir: Path, before: int) -> list[ValidationResult]:
-    """Read the results of the checkpoints before a step, in order.
-
-    A run that resumed from an earlier checkpoint also has results of later ones.
-    """
+def read_results(validation_dir: Path, before: float = math.inf) -> list[ValidationResult]:
+    """Read the results of the checkpoints before a step, in order."""
     paths = sorted(validation_dir.glob("step-*.json"))
     results = [ValidationResult.model_validate_json(path.read_text()) for path in paths]
     return [result for result in results if result.step < before]
 
 
-def best_result(results: Sequence[ValidationResult], validation: ValidationConfig) -> ValidationResult:
-    """Return the best result by `train.validation.metric`; of equal ones the first."""
-    if validation.metric == "loss":
-        return min(results, key=lambda result: result.loss)
-    return max(results, key=lambda result: result.accuracy or 0.0)
+def write_pending(validation_dir: Path, pending: PendingValidation) -> None:
+    """Record the checkpoint that is being validated, so that an attempt that is killed can be continued."""
+    atomic_write_json(validation_dir / PENDING_FILE, pending.model_dump(mode="json"))
+
+
+def read_pending(validation_dir: Path) -> PendingValidation | None:
+    """Read the checkpoint that was being validated when the last attempt ended; None if there was none."""
+    path = validation_dir / PENDING_FILE
+    return PendingValidation.model_validate_json(path.read_text()) if path.is_file() else None
+
+
+def remove_pending(validation_dir: Path) -> None:
+    """Remove the record of the checkpoint that is being validated."""
+    (validation_dir / PENDING_FILE).unlink(missing_ok=True)
+
+
+def best_result(results: Sequence[ValidationResult], validation: ValidationConfig) -> ValidationResult | None:
+    """Return the best result by `train.validation.metric`; of equal ones the first. None if none has that metric."""
+    best: ValidationResult | None = None
+    for result in results:
+        if is_better(result, best, validation):
+            best = result
+    return best
+
+
+def is_better(result: ValidationResult, best: ValidationResult | None, validation: ValidationConfig) -> bool:
+    """Whether a result is better than the best one so far, or equal and not of a later step."""
+    error = _error(result, validation)
+    best_error = None if best is None else _error(best, validation)
+    if best is None or error is None or best_error is None:
+        return error is not None
+    return (error, result.step) <= (best_error, best.step)
 
 
 def patience_exhausted(results: Sequence[ValidationResult], validation: ValidationConfig) -> bool:
-    """Whether the last `train.validation.patience` results are no better than the best before them."""
-    if validation.patience is None or not results:
-        return False
+    """Whether the last `train.validation.patience` results are no better than the best before them.
+
+    A checkpoint whose answers are missing does not count where the accuracy decides.
+    """
     best = best_result(results, validation)
-    return sum(result.step > best.step for result in results) >= validation.patience
+    if validation.patience is None or best is None:
+        return False
+    later = [result for result in results if result.step > best.step and _error(result, validation) is not None]
+    return len(later) >= validation.patience
+
+
+def _error(result: ValidationResult, validation: ValidationConfig) -> float | None:
+    """The metric that decides, as a number that is better the smaller it is; None if the result lacks it."""
+    if validation.metric == "accuracy":
+        return None if result.accuracy is None else -result.accuracy
+    return result.loss if math.isfinite(result.loss) else None

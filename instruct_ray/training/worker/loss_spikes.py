@@ -56,8 +56,17 @@ class LossSpikeDetector:
         return spike
 
 
-def read_recent_losses(metrics_file: Path, config: LossSpikeConfig) -> list[tuple[int, float]]:
-    """Read (step, loss) from the last lines of `metrics.jsonl`, as many as can affect a decision."""
-    records = [json.loads(line) for line in metrics_file.read_text().splitlines()]
+def read_recent_losses(metrics_file: Path, num_steps: int, config: LossSpikeConfig) -> list[tuple[int, float]]:
+    """Read (step, loss) of the last of the first `num_steps` steps, as many as can affect a decision.
+
+    Raises:
+        OSError: the file can't be read.
+    """
+    if not num_steps:
+        return []
+    with metrics_file.open("rb") as file:
+        # A line without a line feed was not finished.
+        records = [json.loads(line) for line in file if line.endswith(b"\n")]
     losses = [(record["step"], record["loss"]) for record in records if record["loss"] is not None]
+    losses = [(step, loss) for step, loss in losses if step <= num_steps]
     return losses[-(config.window + config.num_steps) :]

@@ -42,3 +42,5 @@ class TrainOutcome:
     ending: Ending
     reason: str = ""
     """For FAILED: what is wrong, and what to do."""
+    unwritten: tuple[str, ...] = ()
+    """Which lines of the run's files could not be written."""

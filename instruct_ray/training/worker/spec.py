@@ -7,6 +7,7 @@ from pydantic import BaseModel, ConfigDict
 from instruct_ray.config.schema import LoraConfig
 from instruct_ray.config.train import TrainConfig
 from instruct_ray.data.packs.plan import BatchPlan
+from instruct_ray.run.lock import LockTicket
 from instruct_ray.training.validation.task import ValidationSpec
 
 # Files and folders in the run folder.
@@ -43,7 +44,20 @@ class WorkerSpec(BaseModel):
     export_check_file: Path
     plan: BatchPlan
     lora: LoraConfig | None
+    token_ids: tuple[int, ...]
+    """Tokens whose rows of the embedding and the head are trained besides the adapter."""
     train: TrainConfig
+    lock: LockTicket | None = None
+    """The lock of the run, checked before files of the run are written; None in a trial run, which has none."""
+
+    def check_lock(self) -> None:
+        """Check that no other process has taken over the run.
+
+        Raises:
+            RunLockLostError: one has.
+        """
+        if self.lock is not None:
+            self.lock.check()
 
     def is_checkpoint_due(self, step: int) -> bool:
         """Whether a checkpoint is made after `step`, counted from 1."""

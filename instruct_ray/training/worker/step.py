@@ -79,13 +79,24 @@ class StepResult:
         }
 
 
-def make_loss_fn(hf_config: Any, check: PackingCheck, dtype: torch.dtype) -> PackLossFn:
-    """Make the function that computes the loss of a pack, packed or padded as the packing check decided."""
+def make_loss_fn(
+    hf_config: Any, check: PackingCheck, dtype: torch.dtype, *, in_chunks: bool, with_aux_loss: bool = True
+) -> PackLossFn:
+    """Make the function that computes the loss of a pack, packed or padded as the packing check decided.
+
+    `in_chunks` if the output head allows it (`find_unchunkable_head`).
+    """
     if check.is_packed:
         layout = MaskLayout.from_hf_config(hf_config, check.attn_implementation, dtype)
-        return lambda model, pack, device: (pack_loss(model, pack, device, layout), len(pack["input_ids"]))
-    coef = aux_loss_coef(hf_config)
-    return lambda model, pack, device: (padded_loss(model, pack, device, coef), num_padded_tokens(pack))
+        return lambda model, pack, device: (
+            pack_loss(model, pack, device, layout, in_chunks=in_chunks),
+            len(pack["input_ids"]),
+        )
+    coef = aux_loss_coef(hf_config) if with_aux_loss else 0.0
+    return lambda model, pack, device: (
+        padded_loss(model, pack, device, coef, in_chunks=in_chunks),
+        num_padded_tokens(pack),
+    )
 
 
 def train_step(

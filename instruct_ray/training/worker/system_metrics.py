@@ -11,7 +11,8 @@ from pathlib import Path
 import psutil
 
 from instruct_ray.background import PeriodicThread
-from instruct_ray.files import append_json_line
+from instruct_ray.run.line_writer import LineWriter
+from instruct_ray.run.lock import LockTicket
 
 SECONDS = 10.0
 # nvidia-smi hangs when the GPU driver has a problem.
@@ -29,16 +30,22 @@ logger = logging.getLogger(__name__)
 
 
 @contextmanager
-def record_system_metrics(path: Path | None) -> Iterator[None]:
+def record_system_metrics(path: Path | None, lock: LockTicket | None) -> Iterator[None]:
     """Append a sample to the JSON lines of `path` every few seconds and at the end; do nothing if it is None."""
     if path is None:
         yield
         return
-    recorder = _Recorder(path)
-    with PeriodicThread(
-        "system metrics", recorder.call, SECONDS, at_start_and_end=True, join_timeout=JOIN_TIMEOUT_SECONDS
-    ):
-        yield
+    # In Ray's folder on this node's disk.
+    writer = LineWriter(path, Path.cwd(), lock)
+    recorder = _Recorder(path, writer)
+    try:
+        with PeriodicThread(
+            "system metrics", recorder.call, SECONDS, at_start_and_end=True, join_timeout=JOIN_TIMEOUT_SECONDS
+        ):
+            yield
+    finally:
+        if unwritten := writer.close():
+            logger.warning("%s", unwritten)
 
 
 def sample_system_metrics() -> dict[str, float]:
@@ -55,15 +62,12 @@ def sample_system_metrics() -> dict[str, float]:
 class _Recorder:
     """Appends numbered samples to a file. All its calls come from one thread."""
 
-    def __init__(self, path: Path) -> None:
-        self._path = path
+    def __init__(self, path: Path, writer: LineWriter) -> None:
+        self._path, self._writer = path, writer
         self._next_number: int | None = None
-        self._has_failed = False
 
     def call(self) -> None:
-        """Start measuring at the first call, append a sample at each later one. After an error, do nothing."""
-        if self._has_failed:
-            return
+        """Start measuring at the first call, append a sample at each later one."""
         try:
             if self._next_number is None:
                 # A resumed run continues the numbers.
@@ -71,11 +75,12 @@ class _Recorder:
                 psutil.cpu_percent()
                 return
             sample = sample_system_metrics()
-            append_json_line(self._path, {"step": self._next_number, "time": time.time(), **sample})
-            self._next_number += 1
         except (OSError, psutil.Error) as error:
-            self._has_failed = True
-            logger.warning("no more system metrics: %s", error)
+            # Tried again at the next call.
+            logger.warning("no sample of the system metrics: %s", error)
+            return
+        self._writer.append({"step": self._next_number, "time": time.time(), **sample})
+        self._next_number += 1
 
 
 def _sample_gpus() -> dict[str, float]:

@@ -2,6 +2,8 @@
 
 import bisect
 import itertools
+import pickle
+from collections.abc import Iterator
 
 from hypothesis import given
 from hypothesis import strategies as st
@@ -78,10 +80,40 @@ def test_a_rank_reads_at_most_twice_what_it_uses() -> None:
             assert num_read <= 2 * num_used
 
 
-def test_any_step_of_a_huge_run_can_be_computed_quickly() -> None:
-    plan = BatchPlan((64,) * 200_000, packs_per_step=512, num_epochs=3, seed=0)
+class CountedGroups(tuple[int, ...]):
+    """Row groups that count how often all of them are read."""
+
+    num_reads = 0
+
+    def __iter__(self) -> Iterator[int]:
+        type(self).num_reads += 1
+        return super().__iter__()
+
+    def __hash__(self) -> int:
+        type(self).num_reads += 1
+        return super().__hash__()
+
+
+def test_steps_of_a_huge_run_are_looked_up() -> None:
+    """Reading 200,000 row groups takes milliseconds, and a step has hundreds of packs."""
+    plan = BatchPlan(CountedGroups((64,) * 200_000), packs_per_step=512, num_epochs=3, seed=0)
     last_step = plan.num_steps - 1
     assert len(plan.step_packs(last_step)) == 512
-    assert sorted(plan.step_packs(last_step)) == sorted(
-        index for rank in range(3) for index in plan.rank_packs(last_step, rank, 3) if index is not None
-    )
+    CountedGroups.num_reads = 0
+    for step in range(last_step - 20, last_step):
+        packs = plan.step_packs(step)
+        by_rank = [index for rank in range(3) for index in plan.rank_packs(step, rank, 3) if index is not None]
+        assert sorted(packs) == sorted(by_rank)
+    assert CountedGroups.num_reads == 0
+    # Another epoch is shuffled once.
+    plan.step_packs(0)
+    plan.step_packs(1)
+    assert 0 < CountedGroups.num_reads < 10
+
+
+def test_plan_can_be_sent_to_other_processes() -> None:
+    plan = BatchPlan((30, 20), 7, 2, 0)
+    expected = [plan.step_packs(step) for step in range(plan.num_steps)]
+    received = pickle.loads(pickle.dumps(plan))
+    assert received == plan
+    assert [received.step_packs(step) for step in range(plan.num_steps)] == expected

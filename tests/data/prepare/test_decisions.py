@@ -65,6 +65,21 @@ def test_a_weight_below_one_skips_rows_to_train_on_only(decide: Callable[..., li
     assert held_out[0] == held_out[1]
 
 
+def test_smaller_train_fractions_are_parts_of_larger_ones(decide: Callable[..., list[RowDecision]]) -> None:
+    rows = [{"instruction": f"{verb} it", "input": f"report {n}", "output": "b"} for n in range(200) for verb in "ab"]
+    trained, held_out = [], []
+    for fraction in (0.25, 0.5, 1.0):
+        decisions = decide(rows, train_fraction=fraction)
+        trained.append({decision.split_key for decision in decisions if decision.outcome == "trained"})
+        held_out.append([decision.row_id for decision in decisions if decision.outcome == "test"])
+        # Rows with the same input stay together.
+        left_out = {decision.split_key for decision in decisions if decision.outcome == "left_out"}
+        assert not left_out & trained[-1]
+        assert len(trained[-1]) / len(trained[-1] | left_out) == pytest.approx(fraction, abs=0.1)
+    assert trained[0] < trained[1] < trained[2]
+    assert held_out[0] == held_out[1] == held_out[2] != []
+
+
 @pytest.mark.parametrize(("weight", "counts"), [(1.0, {1}), (2.5, {2, 3}), (0.5, {0, 1}), (3.0, {3})])
 def test_copies_are_the_weight_on_average(weight: float, counts: set[int]) -> None:
     copies = [num_copies(weight, 0, f"0:{n}") for n in range(2000)]

@@ -167,6 +167,24 @@ def test_a_chat_is_trained_turn_by_turn(make_config: Callable[..., Config], tmp_
     assert first["output"] == "Low"
 
 
+def test_placeholder_inputs_are_neither_on_one_side_nor_near_duplicates(
+    make_config: Callable[..., Config], tmp_path: Path
+) -> None:
+    topics = ["apples", "the history of engines", "rivers in spring", "a poem on night trains", "tickets for a fair"]
+    rows: list[dict[str, object]] = [
+        {"instruction": f"{topics[n % 5]}, {n * 7919} ({chr(97 + n % 26) * 9})", "input": "None", "output": f"Use {n}"}
+        for n in range(120)
+    ]
+    config = make_config(data={"sources": [write_rows(tmp_path / "none.jsonl", rows)], "near_duplicates": 0.95})
+    outcomes = prepare(config, ray_is_running).dataset.manifest["fates"]
+    assert 15 < outcomes["test"] < 50
+    assert outcomes["trained"] + outcomes["test"] == 120
+    constant = [{"instruction": "Write a poem.", "output": f"Poem {n}"} for n in range(120)]
+    config = make_config(run={"name": "constant"}, data={"sources": [write_rows(tmp_path / "one.jsonl", constant)]})
+    with pytest.raises(InputError, match=r"120 rows have the same input or prompt 'write a poem\.'"):
+        prepare(config, ray_is_running)
+
+
 def test_changed_sources_need_another_run_name(
     make_config: Callable[..., Config], triples_file: Path, tmp_path: Path
 ) -> None:

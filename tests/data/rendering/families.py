@@ -266,3 +266,13 @@ def find_special_ids(renderer: Renderer, ids: Sequence[int]) -> list[int]:
     """The special tokens among the tokens, independently of the encoder."""
     special_ids = set(renderer.tokenizer.convert_tokens_to_ids(renderer.template.special_tokens()))
     return [token for token in ids if token in special_ids]
+
+
+def make_word_renderer(folder: Path) -> Renderer:
+    """A renderer whose tokenizer has a token for each ASCII character and no bytes to fall back to."""
+    vocabulary = {token: index for index, token in enumerate(["[UNK]", "</s>", *map(chr, range(128))])}
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Split("", "isolated")
+    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="</s>", unk_token="[UNK]")
+    fast.save_pretrained(folder)
+    return derive_renderer(folder, None)

@@ -6,6 +6,7 @@ import pytest
 from transformers import PreTrainedTokenizerFast
 
 from instruct_ray.data.rendering.derive_contract import derive_renderer
+from instruct_ray.data.sources.triple import Triple
 from instruct_ray.errors import InputError
 from tests.data.rendering.families import byte_level, special
 
@@ -65,3 +66,57 @@ def test_template_that_ignores_the_system_prompt_is_rejected(tmp_path: Path) -> 
     assert derive_renderer(tmp_path, None)
     with pytest.raises(InputError, match="ignores system messages"):
         derive_renderer(tmp_path, "Be brief.")
+
+
+NEEDS_SYSTEM = "{% if messages[0].role != 'system' %}{{ raise_exception('start with system') }}{% endif %}" + MESSAGES
+
+
+def test_system_prompt_satisfies_a_template_that_needs_a_system_message(tmp_path: Path) -> None:
+    make_tokenizer(NEEDS_SYSTEM + GENERATION_PROMPT).save_pretrained(tmp_path)
+    renderer = derive_renderer(tmp_path, "Be brief.")
+    assert renderer.contract.system_prompt == "Be brief."
+    row = Triple("a", "How bad is it?", "", "High", history=(("And now?", "Low"),))
+    own_system = Triple("b", "How bad is it?", "", "High", "Be kind.")
+    chats, kind = renderer.examples(["a", "b"], [row, own_system])
+    assert isinstance(chats, list) and isinstance(kind, list)
+    start = "<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\n"
+    assert all(renderer.tokenizer.decode(example.prompt_ids).startswith(start) for example in chats)
+    assert renderer.tokenizer.decode(kind[0].prompt_ids).startswith("<|im_start|>system\nBe kind.<|im_end|>")
+    assert chats[0].completion_ids == renderer.completion("Low")
+    special_tokens = ["<|im_start|>", "<|im_end|>"]
+    assert renderer.template.special_tokens() == special_tokens
+    with pytest.raises(InputError, match=r"start with system; it needs a system message: set data\.system_prompt"):
+        derive_renderer(tmp_path, None)
+    make_tokenizer(
+        NEEDS_SYSTEM.replace("m['content']", "'' if m.role == 'system' else m.content") + GENERATION_PROMPT
+    ).save_pretrained(tmp_path)
+    with pytest.raises(InputError, match="needs system messages, but ignores their content"):
+        derive_renderer(tmp_path, "Be brief.")
+
+
+STRIPS_THOUGHTS = MESSAGES.replace("m['content']", "m.content.split('</think>')[-1].lstrip('\\n')")
+
+
+@pytest.mark.parametrize(
+    ("messages", "opened"),
+    [
+        (STRIPS_THOUGHTS, "<think>\n"),
+        (MESSAGES, "<think>"),
+        (MESSAGES, "[THINK]"),
+        # Writes an empty thought before an answer without one.
+        (
+            MESSAGES.replace(
+                "m['content']", "('<think>\\n\\n</think>\\n\\n' if m.role == 'assistant' else '') + m.content"
+            ),
+            "<think>\n",
+        ),
+    ],
+)
+def test_prompt_that_opens_a_thinking_block_is_rejected_with_that_reason(
+    tmp_path: Path, messages: str, opened: str
+) -> None:
+    template = messages + GENERATION_PROMPT.replace("assistant\n", f"assistant\n{opened}")
+    make_tokenizer(template).save_pretrained(tmp_path)
+    with pytest.raises(InputError, match=r"opens a block .* at the end of every prompt") as rejection:
+        derive_renderer(tmp_path, None)
+    assert f"a block {opened.strip()} " in str(rejection.value) and "\n" not in str(rejection.value)

@@ -124,3 +124,17 @@ def test_chat_that_the_template_rejects_is_one_row_error(tmp_path: Path) -> None
     assert isinstance(example, Example) and example.prompt_ids == renderer.prompt(user("x"))
     with pytest.raises(InputError, match="a chat without messages"):
         renderer.prompt([])
+
+
+def test_turns_that_are_not_trained_on_are_in_the_prompts_of_later_ones(tmp_path: Path) -> None:
+    renderer = make_renderer(FAMILIES["chatml"], tmp_path)
+    history = (("one?", "wrong"), ("two?", "2"), ("three?", "wrong"))
+    rows = [Triple("a", "four?", "", "4", "Count.", history, untrained) for untrained in ((), (0, 2), (0, 1, 2))]
+    full, two, one = render_rows(renderer, [*rows, Triple("b", "x", "", "y")])[:3]
+    assert [example.row_id for example in full] == ["a/1", "a/2", "a/3", "a/4"]
+    for examples, kept in ((two, [full[1], full[3]]), (one, [full[3]])):
+        assert [e.prompt_ids for e in examples] == [e.prompt_ids for e in kept]
+        assert [e.completion_ids for e in examples] == [e.completion_ids for e in kept]
+    assert [example.row_id for example in two + one] == ["a/1", "a/2", "a"]
+    num_tokens = [sum(e.num_tokens - e.num_counted for e in examples) for examples in (full, two, one)]
+    assert num_tokens == [full[3].num_tokens] * 3

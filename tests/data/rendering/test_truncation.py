@@ -102,3 +102,19 @@ def test_too_long_rows_do_not_affect_the_others(renderer: Renderer) -> None:
     rows = fit_to_limit(renderer, [triple.id for triple in triples], triples, data)
     assert [isinstance(row, FittedRow) for row in rows] == [True, False] * 3
     assert [row.examples[0].row_id for row in rows if isinstance(row, FittedRow)] == ["0", "2", "4"]
+
+
+def test_rows_past_the_positions_of_the_model_are_named_with_their_number(renderer: Renderer) -> None:
+    triple = Triple("a", "Rate", "search is slow", "High")
+    size = count_tokens(renderer, triple)
+    data = DataConfig.model_validate({"sources": ["x"], "max_tokens": size})
+    # The model never reads the stop token.
+    [fits], [error] = (fit_to_limit(renderer, ["a"], [triple], data, size - 1 - excess) for excess in (0, 1))
+    assert isinstance(fits, FittedRow)
+    assert isinstance(error, RowError) and error.reason == "no_position"
+    assert error.detail.startswith(f"has {size} tokens, but the base model has only {size - 2} positions; ")
+    assert f"data.max_tokens={size - 1} drops" in error.detail
+    [cut] = fit_to_limit(renderer, ["a"], [triple], data.model_copy(update={"too_long": "cut"}), size - 2)
+    assert isinstance(cut, FittedRow) and cut.was_truncated and cut.num_tokens < size
+    [too_long] = fit_to_limit(renderer, ["a"], [triple], data.model_copy(update={"max_tokens": size - 1}), size - 2)
+    assert too_long == TooLongRow(size)

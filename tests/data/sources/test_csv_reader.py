@@ -41,6 +41,7 @@ def test_reads_back_what_csv_writer_wrote(tmp_path: Path, rows: list[tuple[str, 
     [
         (b"x", ["not_csv"]),
         (b"x,y,z", ["not_csv"]),
+        (b"x,y,,", [{"instruction": "x", "output": "y"}]),
         (b'"x" y,z', ["not_csv"]),
         (b'"said "hi" to me",x', ["not_csv"]),
         (b'x,"never closed', ["not_csv"]),
@@ -86,3 +87,68 @@ def test_unreadable_csv_is_an_input_error(tmp_path: Path, content: bytes, messag
     with pytest.raises(InputError, match=message) as error:
         read_all_records(path, max_row_bytes=150)
     assert str(path) in str(error.value)
+
+
+ROWS = [{"instruction": "a; b, c", "output": "1\t2|3"}, B]
+
+
+@pytest.mark.parametrize("delimiter", [",", ";", "\t", "|", "~", "§"])
+@pytest.mark.parametrize("start", ["", "\ufeff"])
+@pytest.mark.parametrize("suffix", [".csv", ".tsv"])
+def test_delimiter_is_found_named_or_given(tmp_path: Path, delimiter: str, start: str, suffix: str) -> None:
+    text = io.StringIO(newline="")
+    writer = csv.writer(text, delimiter=delimiter)
+    writer.writerows([("instruction", "output"), *(row.values() for row in ROWS)])
+    path = tmp_path / f"a{suffix}"
+    path.write_text(start + text.getvalue(), newline="")
+    assert read_all_values(path, delimiter=delimiter) == ROWS
+    if delimiter in (",", ";", "\t", "|"):
+        assert read_all_values(path) == ROWS
+    path.write_text(f"{start}sep={delimiter}\r\n{text.getvalue()}", newline="")
+    assert read_all_values(path) == ROWS
+    [file] = find_files(path)
+    assert [row_number(file, record.position) for record in read_all_records(path)] == [3, 4]
+
+
+@pytest.mark.parametrize(
+    ("header", "columns", "delimiter"),
+    [
+        ("instruction;output,raw;system", {}, ";"),
+        ("question|answer", {"instruction": "question", "output": "answer"}, "|"),
+        ('"instruction;output";input', {"instruction": "instruction;output"}, ";"),
+        ("a;b;c", {}, ";"),
+        ("a;b;c,d", {}, ","),
+        ("instruction", {}, ","),
+    ],
+)
+def test_delimiter_separates_the_names_that_are_read(
+    tmp_path: Path, header: str, columns: dict[str, str], delimiter: str
+) -> None:
+    path = tmp_path / "a.csv"
+    names = next(csv.reader([header], delimiter=delimiter))
+    path.write_text(f"{header}\n{delimiter.join('x' for _ in names)}\n")
+    assert read_all_values(path, columns=columns) == [dict.fromkeys(names, "x")]
+
+
+@pytest.mark.parametrize("delimiter", ['"', "\n", "", ";;"])
+def test_delimiter_is_one_character(tmp_path: Path, delimiter: str) -> None:
+    with pytest.raises(ValueError, match="delimiter"):
+        read_all_values(tmp_path / "a.csv", delimiter=delimiter)
+
+
+def test_rows_may_be_shorter_than_the_header_where_nothing_required_is_missing(tmp_path: Path) -> None:
+    path = tmp_path / "a.csv"
+    path.write_text("instruction,output,input,notes\na,1\nb,2,x\nc,3,y,z\nd\ne,5,,,,\n")
+    rest = {"input": "", "notes": ""}
+    assert read_all_values(path) == [
+        A | rest,
+        B | rest | {"input": "x"},
+        {"instruction": "c", "output": "3", "input": "y", "notes": "z"},
+        "not_csv",
+        {"instruction": "e", "output": "5"} | rest,
+    ]
+    error = read_all_records(path)[3].value
+    assert str(error) == "has 1 columns, but the header has 4: no output, input, notes"
+    # With other names, other columns are required.
+    columns = {"output": "notes"}
+    assert read_all_values(path, columns=columns)[0] == "not_csv"

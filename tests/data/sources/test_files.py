@@ -1,8 +1,10 @@
 """Sources: every file format, folders, globs, the hub, and the errors of what can't be read."""
 
+import bz2
 import gzip
 import json
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
@@ -17,7 +19,7 @@ import zstandard
 from instruct_ray.config.schema import Config
 from instruct_ray.data.prepare.pipeline import prepare
 from instruct_ray.data.sources import files as sources
-from instruct_ray.data.sources.files import file_digests, find_source_files, split_into_chunks
+from instruct_ray.data.sources.files import file_digests, find_source_files, list_sources, split_into_chunks
 from instruct_ray.errors import InputError
 from tests.data.sources.read_all import GOOD, find_files, make_data_config, read_all_records, read_all_values
 from tests.fakes import fail_if_ray_starts
@@ -25,7 +27,8 @@ from tests.fakes import fail_if_ray_starts
 ROWS = [GOOD, {**GOOD, "input": 'é "quoted", two\nlines'}, {**GOOD, "output": "Low"}]
 LINES = "".join(json.dumps(row) + "\n" for row in ROWS).encode()
 CSV = b'instruction,input,output\r\nRate,x,High\r\nRate,"\xc3\xa9 ""quoted"", two\nlines",High\r\nRate,x,Low\r\n'
-COMPRESS = {"": bytes, ".gz": gzip.compress, ".zst": zstandard.compress}
+TSV = CSV.replace(b",", b"\t").replace(b"\t two", b", two")
+COMPRESS = {"": bytes, ".gz": gzip.compress, ".bz2": bz2.compress, ".zst": zstandard.compress}
 
 
 def write(path: Path, content: bytes) -> Path:
@@ -41,21 +44,27 @@ def find_names(pattern: Path | str) -> list[str]:
 @pytest.mark.parametrize("compression", list(COMPRESS))
 @pytest.mark.parametrize(
     ("suffix", "content"),
-    [(".jsonl", LINES), (".ndjson", LINES), (".json", json.dumps(ROWS, indent=1).encode()), (".csv", CSV)],
+    [
+        (".jsonl", LINES),
+        (".ndjson", LINES),
+        (".json", json.dumps(ROWS, indent=1).encode()),
+        (".csv", CSV),
+        (".tsv", TSV),
+    ],
 )
 def test_reads_every_text_format(tmp_path: Path, suffix: str, content: bytes, compression: str) -> None:
     path = write(tmp_path / f"a{suffix}{compression}", COMPRESS[compression](content))
     assert read_all_values(path) == ROWS
 
 
-@pytest.mark.parametrize("suffix", [".gz", ".zst"])
+@pytest.mark.parametrize("suffix", [".gz", ".bz2", ".zst"])
 def test_reads_all_members_of_compressed_file(tmp_path: Path, suffix: str) -> None:
     half = LINES.index(b"\n") + 1
     content = COMPRESS[suffix](LINES[:half]) + COMPRESS[suffix](LINES[half:])
     assert read_all_values(write(tmp_path / f"a.jsonl{suffix}", content)) == ROWS
 
 
-@pytest.mark.parametrize("suffix", [".gz", ".zst"])
+@pytest.mark.parametrize("suffix", [".gz", ".bz2", ".zst"])
 @pytest.mark.parametrize("corrupt", [lambda content: content[:-9], lambda content: b"hello\n"])
 def test_corrupted_compression_is_an_error(tmp_path: Path, suffix: str, corrupt: Callable[[bytes], bytes]) -> None:
     content = os.urandom(2000).hex().encode()
@@ -88,11 +97,83 @@ def test_folders_and_globs_find_only_data_files(tmp_path: Path) -> None:
         write(folder / name, b"-")
     write(folder / "empty.jsonl", b"")
     assert find_names(folder) == ["a.csv.gz", "b [1].jsonl", "c.json", "d.jsonl"]
+    listing = list_sources(make_data_config(folder).sources, tmp_path)
+    assert listing.passed_over == ["README.md (not a data file)", "notes.txt.gz (not a data file)"]
     assert find_names(folder / "x.jsonl") == ["d.jsonl"]
     assert find_names(folder / "*.jsonl") == ["b [1].jsonl"]
     assert find_names(folder / "**/*.js*") == ["b [1].jsonl", "c.json", "d.jsonl"]
     assert find_names(folder / "[x]*/?.jsonl") == ["d.jsonl"]
     assert find_names(folder / "b [1].jsonl") == ["b [1].jsonl"], "an existing file is not taken as a glob"
+
+
+def test_suffixes_are_recognized_whatever_their_case(tmp_path: Path) -> None:
+    for name, content in (("A.JSONL", LINES), ("b.Json", json.dumps(ROWS).encode()), ("C.CSV", CSV), ("d.Tsv", TSV)):
+        write(tmp_path / name, content)
+    write(tmp_path / "E.JSONL.BZ2", bz2.compress(LINES))
+    pq.write_table(pa.Table.from_pylist(ROWS), tmp_path / "F.PARQUET")
+    assert read_all_values(tmp_path) == ROWS * 6
+    assert all(read_all_values(path) == ROWS for path in tmp_path.iterdir())
+
+
+def test_what_is_not_read_is_said_in_one_line(tmp_path: Path) -> None:
+    for number in range(9):
+        write(tmp_path / f"sheet{number}.xlsx", b"x")
+    write(tmp_path / "a.jsonl", LINES)
+    listing = list_sources(make_data_config(tmp_path).sources, tmp_path)
+    text = listing.describe_passed_over()
+    assert text.startswith("sheet0.xlsx (not a data file), sheet1.xlsx") and text.endswith(" and 3 more")
+
+
+SPLIT_FILES = [
+    ["train.jsonl", "test.jsonl", "validation.jsonl"],
+    ["Train.jsonl.gz", "DEV.jsonl.gz", "eval.jsonl.gz"],
+    ["chats-train.jsonl", "chats-val.jsonl", "chats_test_2.jsonl"],
+    ["training_data.jsonl", "dev.de.jsonl", "test_set.jsonl"],
+    ["train/a.jsonl", "test/b.jsonl", "deep/valid/c.jsonl"],
+    ["data/train-00000-of-00001-0a1b.jsonl", "data/test-00000-of-00001-0a1b.jsonl", "dataset_infos.json"],
+    ["part1.jsonl", "part2.jsonl", "test.jsonl"],
+]
+
+
+@pytest.mark.parametrize("names", SPLIT_FILES)
+@pytest.mark.parametrize("pattern", ["", "**/*.js*"])
+def test_files_of_other_splits_are_not_read(tmp_path: Path, names: list[str], pattern: str) -> None:
+    compress = gzip.compress if names[0].endswith("gz") else bytes
+    for name in names:
+        write(tmp_path / "in" / name, compress(b"{}" if name.endswith(".json") else LINES))
+    listing = list_sources(make_data_config(tmp_path / "in" / pattern).sources, tmp_path)
+    read = [file.name for file in listing.files]
+    is_other = re.compile(r"test|val|dev|eval|dataset_infos", re.IGNORECASE)
+    assert sorted(read) == sorted(Path(name).name for name in names if not is_other.search(name))
+    assert sorted(text.split(" (")[0] for text in listing.passed_over) == sorted(
+        {Path(n).name for n in names} - {*read}
+    )
+    test = list_sources(make_data_config(tmp_path / "in" / pattern, split="test").sources, tmp_path)
+    assert len(test.files) == 1 and re.search("test|eval", test.files[0].uri)
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ["dev-ops.jsonl", "test plans.jsonl", "contest.jsonl", "latest.jsonl", "trainers.jsonl"],
+        ["part-00000-of-00002.jsonl", "part-00001-of-00002.jsonl"],
+        ["test.jsonl"],
+        ["test1.jsonl", "test2.jsonl"],
+    ],
+)
+def test_files_of_one_split_or_none_are_all_read(tmp_path: Path, names: list[str]) -> None:
+    for name in names:
+        write(tmp_path / name, LINES)
+    assert sorted(find_names(tmp_path)) == sorted(names)
+
+
+def test_missing_split_is_named_with_those_there_are(tmp_path: Path) -> None:
+    for split in ("train_sft", "test_sft", "train_gen"):
+        write(tmp_path / f"data/{split}-00000-of-00001.jsonl", LINES)
+    with pytest.raises(InputError, match=r"no files of split train; .* test_sft, train_gen, train_sft; set"):
+        find_files(tmp_path)
+    assert [file.name for file in find_files(tmp_path, split="train_sft")] == ["train_sft-00000-of-00001.jsonl"]
+    assert len(find_files(tmp_path / "data" / "test_sft*")) == 1, "a file that the user names is read"
 
 
 def test_files_are_numbered_across_sources(tmp_path: Path) -> None:

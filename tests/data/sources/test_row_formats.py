@@ -2,40 +2,19 @@
 
 import json
 from dataclasses import replace
-from pathlib import Path
-from typing import Any, get_args
+from typing import get_args
 
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
-from hypothesis import example, given
+from hypothesis import given
 from hypothesis import strategies as st
 
 from instruct_ray.config.data import ColumnName, SourceConfig
 from instruct_ray.data.sources.records import RowError
-from instruct_ray.data.sources.row_formats import ROW_FORMATS, find_row_columns, parse_row
+from instruct_ray.data.sources.row_formats import LABEL_COLUMN, ROW_FORMATS, find_row_columns
 from instruct_ray.data.sources.triple import Triple
-from tests.data.sources.read_all import GOOD, make_data_config, read_all_records
-
-
-def parse(row: object, **source: Any) -> Triple:
-    return parse_row(row, "0:7", make_data_config("x", **source).sources[0])
-
-
-def user(text: object) -> dict[str, object]:
-    return {"role": "user", "content": text}
-
-
-def assistant(text: object) -> dict[str, object]:
-    return {"role": "assistant", "content": text}
-
-
-def system(text: object) -> dict[str, object]:
-    return {"role": "system", "content": text}
-
-
-CHAT = [user("a"), assistant("b"), user("c"), assistant("d")]
-AS_TRIPLE = Triple("0:7", "c", "", "d", None, (("a", "b"),))
+from instruct_ray.data.sources.unsupported_keys import UNSUPPORTED_COLUMNS
+from tests.data.sources.chats import AS_TRIPLE, CHAT, assistant, parse, system, user
+from tests.data.sources.read_all import GOOD, make_data_config
 
 
 @pytest.mark.parametrize(
@@ -45,6 +24,10 @@ AS_TRIPLE = Triple("0:7", "c", "", "d", None, (("a", "b"),))
         ({**GOOD, "input": None, "system": None, "history": None, "id": None}, Triple("0:7", "Rate", "", "High")),
         ({**GOOD, "id": 7, "other": [1]}, Triple("7", "Rate", "x", "High")),
         ({**GOOD, "id": "", "history": "", "system": ""}, Triple("0:7", "Rate", "x", "High")),
+        ({**GOOD, "id": {"$oid": "6"}}, Triple("0:7", "Rate", "x", "High")),
+        ({**GOOD, "id": [1]}, Triple("0:7", "Rate", "x", "High")),
+        ({**GOOD, "messages": [], "conversations": "", "prompt": {}}, Triple("0:7", "Rate", "x", "High")),
+        ({"messages": "[]", "conversations": [], "prompt": "a", "completion": "b"}, None),
         (
             {**GOOD, "system": "Be brief.", "history": [["a", "b"]]},
             Triple("0:7", "Rate", "x", "High", "Be brief.", (("a", "b"),)),
@@ -89,7 +72,11 @@ def test_auto_detects_formats_by_columns(row: dict[str, object], expected: Tripl
 
 def test_table_has_all_formats_and_columns_of_the_config() -> None:
     assert set(get_args(SourceConfig.model_fields["format"].annotation)) == {"auto", *ROW_FORMATS}
-    assert find_row_columns(make_data_config("x").sources[0]) == set(get_args(ColumnName))
+    assert find_row_columns(make_data_config("x").sources[0]) == {
+        *get_args(ColumnName),
+        *UNSUPPORTED_COLUMNS,
+        LABEL_COLUMN,
+    }
 
 
 def test_named_format_reads_only_its_columns() -> None:
@@ -115,7 +102,6 @@ INVALID_ROWS: list[tuple[object, str, str]] = [
     ({**GOOD, "output": True}, "wrong_type", "has output that is bool True"),
     ({**GOOD, "output": ["a"]}, "wrong_type", r"has output that is list \['a'\]"),
     ({**GOOD, "system": {"a": 1}}, "wrong_type", "has system that is dict"),
-    ({**GOOD, "id": [1]}, "wrong_type", "has id that is list"),
     ({**GOOD, "id": "\ud800"}, "not_unicode", "an unpaired surrogate in id"),
     ({**GOOD, "input": "\ud83d"}, "not_unicode", "an unpaired surrogate in input"),
     ({**GOOD, "input": "a\x00b"}, "control_character", "a NUL character in input"),
@@ -134,7 +120,7 @@ INVALID_ROWS: list[tuple[object, str, str]] = [
     (
         {"messages": [user("a"), {"role": "tool", "content": "b"}, assistant("c")]},
         "roles",
-        "a turn with role str 'tool'",
+        "a tool turn in messages that is the result of no call",
     ),
     ({"messages": [{"role": ["user"], "content": "b"}, assistant("c")]}, "roles", r"a turn with role list \['user'\]"),
     ({"messages": [user("a"), {"content": "b"}]}, "roles", "a turn with role null"),
@@ -211,115 +197,3 @@ def test_any_json_is_parsed_or_has_a_reason(row: dict[str, object]) -> None:
     else:
         assert triple.output.strip() and triple.instruction.strip()
         assert Triple.load(json.loads(json.dumps(triple.dump()))) == triple
-
-
-@pytest.mark.parametrize("name", ["a.jsonl", "a.json", "a.csv", "a.parquet"])
-def test_columns_can_be_renamed_in_every_file_format(tmp_path: Path, name: str) -> None:
-    path = tmp_path / name
-    row = {"question": "a", "a.b": "b", "instruction": "not this"}
-    if name == "a.csv":
-        path.write_text(",".join(row) + "\n" + ",".join(row.values()) + "\n")
-    elif name == "a.parquet":
-        pq.write_table(pa.Table.from_pylist([row]), path)
-    else:
-        path.write_text(json.dumps([row] if name == "a.json" else row))
-    columns = {"instruction": "question", "output": "a.b", "id": "no such"}
-    [record] = read_all_records(path, columns=columns)
-    assert parse(record.value, columns=columns) == Triple("0:7", "a", "", "b")
-    with pytest.raises(RowError, match="has no answer"):
-        parse(record.value, columns={**columns, "output": "answer"})
-
-
-def test_chat_columns_can_be_renamed() -> None:
-    row = {"dialog": CHAT}
-    assert parse(row, columns={"messages": "dialog"}) == AS_TRIPLE
-    assert parse(row, columns={"conversations": "dialog"}, format="sharegpt") == AS_TRIPLE
-
-
-@pytest.mark.parametrize(
-    ("row", "expected"),
-    [
-        ({"question": "a", "prompt": "not this", "answer": "b"}, Triple("0:7", "a", "", "b")),
-        ({"question": CHAT[:3], "answer": CHAT[3:]}, AS_TRIPLE),
-    ],
-)
-def test_prompt_and_completion_can_be_renamed(tmp_path: Path, row: dict[str, Any], expected: Triple) -> None:
-    path = tmp_path / "a.parquet"
-    pq.write_table(pa.Table.from_pylist([row]), path)
-    columns = {"prompt": "question", "completion": "answer"}
-    [record] = read_all_records(path, columns=columns)
-    assert parse(record.value, columns=columns) == expected
-    with pytest.raises(RowError, match="has no reply, only 'question', 'answer'"):
-        parse({"question": "a", "answer": "b"}, columns={**columns, "completion": "reply"})
-
-
-@pytest.mark.parametrize("row", [{**GOOD, "output": 7}, {"instruction": "Rate", "input": "x"}, {**GOOD, "output": ""}])
-def test_output_is_ignored_if_not_needed(row: dict[str, Any]) -> None:
-    triple = parse_row({**row, "id": None}, "0:7", make_data_config("x").sources[0], needs_output=False)
-    assert triple == Triple("0:7", "Rate", "x", "")
-
-
-@pytest.mark.parametrize("chat", [CHAT, CHAT[:3], [*CHAT[:3], assistant("")]])
-def test_last_user_message_is_the_prompt_if_no_output_is_needed(chat: list[dict[str, object]]) -> None:
-    source = make_data_config("x").sources[0]
-    assert parse_row({"messages": chat}, "0:7", source, needs_output=False) == Triple(
-        "0:7", "c", "", "", None, (("a", "b"),)
-    )
-
-
-@pytest.mark.parametrize(
-    ("row", "expected"),
-    [
-        ({"prompt": "a"}, Triple("0:7", "a", "", "")),
-        ({"prompt": "a", "completion": 7}, Triple("0:7", "a", "", "")),
-        ({"prompt": CHAT[:3]}, replace(AS_TRIPLE, output="")),
-        ({"prompt": CHAT[:3], "completion": "d"}, replace(AS_TRIPLE, output="")),
-    ],
-)
-def test_completion_is_ignored_if_no_output_is_needed(row: dict[str, Any], expected: Triple) -> None:
-    assert parse_row(row, "0:7", make_data_config("x").sources[0], needs_output=False) == expected
-
-
-@pytest.mark.parametrize(
-    "row",
-    [
-        {"messages": []},
-        {"messages": [assistant("a")]},
-        {"messages": [user(" ")]},
-        {"input": "x"},
-        {"prompt": ""},
-        {"prompt": []},
-        {"prompt": CHAT[:2]},
-        {"prompt": [user(" ")]},
-    ],
-)
-def test_missing_prompt_is_an_error_even_if_no_output_is_needed(row: dict[str, Any]) -> None:
-    with pytest.raises(RowError):
-        parse_row(row, "0:7", make_data_config("x").sources[0], needs_output=False)
-
-
-def test_reworded_instruction_stays_in_its_split() -> None:
-    texts = [f"report {number}" for number in range(200)]
-    is_test = [Triple("a", "Rate this.", text, "x").assign_split(0.25) == "test" for text in texts]
-    reworded = [Triple("b", "How bad?", f"  {text.upper()} ", "x").assign_split(0.25) == "test" for text in texts]
-    assert is_test == reworded
-    assert 20 < sum(is_test) < 80
-
-
-texts = st.text(st.sampled_from("ab1:\x1e"), max_size=4)
-triples = st.builds(
-    Triple,
-    st.just("a"),
-    texts,
-    texts,
-    texts,
-    st.none() | texts,
-    st.lists(st.tuples(texts, texts), max_size=2).map(tuple),
-)
-
-
-@given(triples, triples)
-@example(Triple("a", "b\x1ec", "d", "e"), Triple("a", "b", "c\x1ed", "e"))
-def test_content_digest_is_equal_only_for_same_content(first: Triple, second: Triple) -> None:
-    contents = [(t.system or "", t.history, t.instruction, t.input, t.output) for t in (first, second)]
-    assert (first.content_digest == second.content_digest) == (contents[0] == contents[1])

@@ -20,7 +20,8 @@ from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
-from instruct_ray.config.schema import Config, ServingConfig
+from instruct_ray.config.schema import Config
+from instruct_ray.config.serving import ServingConfig
 from instruct_ray.data.rendering.derive_contract import derive_renderer
 from instruct_ray.data.rendering.renderer import load_renderer
 from instruct_ray.data.sources import files as source_files
@@ -181,6 +182,9 @@ def test_unusable_model_input_or_output_is_rejected_before_ray_starts(
         return str(error.value)
 
     assert "no contract here" in error_message(config, model_dir=base_folder)
+    cut_model = Path(shutil.copytree(model_dir, tmp_path / "cut"))
+    os.truncate(cut_model / "model.safetensors", 5000)
+    assert "has 5,000 bytes, its header says" in error_message(config, model_dir=cut_model)
     renamed_columns = tmp_path / "renamed.jsonl"
     renamed_columns.write_text('{"question": "How bad is it?"}\n' * 3)
     message = error_message(make_config(data={"sources": [renamed_columns]}))

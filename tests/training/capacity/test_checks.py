@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -21,8 +22,9 @@ from instruct_ray.doctor.doctor import run_checks
 from instruct_ray.errors import InputError
 from instruct_ray.run.folder import RunFolder
 from instruct_ray.run.frozen import check_config_unchanged
+from instruct_ray.training.capacity import nodes
 from instruct_ray.training.capacity.activations import PackShape
-from instruct_ray.training.capacity.checks import check_capacity, raise_if_failed
+from instruct_ray.training.capacity.checks import check_capacity, check_precision, raise_if_failed
 from instruct_ray.training.capacity.findings import CheckInput, Finding
 from instruct_ray.training.capacity.memory import GIB
 from instruct_ray.training.capacity.memory_check import check_memory
@@ -78,7 +80,7 @@ def test_too_little_gpu_memory_is_an_error_with_suggestions(large: CheckInput) -
 
 def test_more_ranks_or_adapters_need_less_memory(large: CheckInput) -> None:
     eight_workers = replace(large, train=large.train.model_copy(update={"num_workers": 8}))
-    findings = check_memory(eight_workers, [make_report(8, 80, 2048)], {"id-0": 8})
+    findings = check_memory(eight_workers, [make_report(8, 141, 2048)], {"id-0": 8})
     assert [finding.verdict for finding in findings] == ["ok", "ok"]
     gpu_finding = find_finding("GPU memory", check_memory(large, [make_report(2, 40, 512)], TWO_WORKERS))
     assert "model.lora={rank: 16}" in gpu_finding.message
@@ -98,7 +100,7 @@ def test_unknown_gpu_memory_is_only_a_warning(large: CheckInput) -> None:
 def test_offloading_needs_node_memory(large: CheckInput) -> None:
     offload = large.train.offload.model_copy(update={"optimizer": True})
     offloaded = replace(large, train=large.train.model_copy(update={"offload": offload}))
-    findings = list(check_memory(offloaded, [make_report(2, 80, 96)], TWO_WORKERS))
+    findings = list(check_memory(offloaded, [make_report(2, 141, 96)], TWO_WORKERS))
     assert find_finding("GPU memory", findings).verdict == "ok"
     memory_finding = find_finding("memory", findings)
     assert memory_finding.verdict == "error"
@@ -107,7 +109,7 @@ def test_offloading_needs_node_memory(large: CheckInput) -> None:
 
 @pytest.mark.usefixtures("ray_4_cpus")
 def test_run_that_fits_passes_all_checks(make_config: Callable[..., Config]) -> None:
-    config = make_config()
+    config = make_config(train={"precision": "fp32"})
     run_folder = RunFolder.from_config(config)
     prepare(config, ray_is_running)
     findings = run_checks(config, ignore_status, ray_is_running, is_timed=True)
@@ -166,7 +168,7 @@ def test_model_that_is_too_large_fails_memory_and_disk_checks(make_config: Calla
 def test_storage_that_a_node_does_not_see_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     # All nodes of this cluster share this machine's disk. So this process writes another file than they look for.
     monkeypatch.setattr("instruct_ray.training.capacity.nodes.DRIVER", "elsewhere")
-    [report] = probe_nodes(list_alive_nodes(), tmp_path)
+    [report] = probe_nodes(list_alive_nodes(), tmp_path, TrainConfig())
     assert report.problem is not None
     assert "does not see what this machine writes to" in report.problem
     assert not list(tmp_path.iterdir())
@@ -179,6 +181,31 @@ def test_storage_that_can_not_be_written_is_reported(large: CheckInput) -> None:
     [finding] = check_capacity(replace(large, train=TrainConfig()))
     assert finding.verdict == "error"
     assert finding.message.startswith(f"run.storage: {storage} can't be written: ")
+
+
+@pytest.mark.usefixtures("ray_4_cpus")
+def test_missing_compiler_is_an_error_before_training(large: CheckInput, monkeypatch: pytest.MonkeyPatch) -> None:
+    train = TrainConfig(compile=True)
+    sizer = ModelSizer(LlamaConfig(), "sdpa", PackShape(1, 128, 128, 0))
+    inputs = replace(large, train=train, sizer=sizer)
+    assert find_finding("compilers", check_capacity(inputs)).verdict == "ok"
+    probe, no_compiler = nodes._probe, {"env_vars": {"CXX": "no-such-compiler"}}
+    options = lambda **options: probe.options(**options, runtime_env=no_compiler)  # noqa: E731
+    monkeypatch.setattr(nodes, "_probe", SimpleNamespace(options=options))
+    finding = find_finding("compilers", check_capacity(inputs))
+    assert finding.verdict == "error"
+    assert re.match(r"node \S+ has no C\+\+ compiler, which torch needs; install a C and a C\+\+", finding.message)
+
+
+def test_cpu_that_is_slow_in_bf16_is_a_warning(large: CheckInput) -> None:
+    in_bf16, in_fp32 = (replace(large, train=TrainConfig(precision=precision)) for precision in ("bf16", "fp32"))
+    slow, fast = (NodeReport(Node(f"id-{name}", name, 4, 0), is_bf16_fast=name == "fast") for name in ("slow", "fast"))
+    [finding] = check_precision(in_bf16, [slow, fast])
+    assert finding.verdict == "warning"
+    assert finding.message.startswith("the CPU of node slow has no instructions for bf16")
+    assert [finding.verdict for finding in check_precision(in_bf16, [fast])] == ["ok"]
+    assert not list(check_precision(in_fp32, [slow]))
+    assert not list(check_precision(replace(large, train=TrainConfig(use_gpu=True)), [slow]))
 
 
 def test_node_memory_is_known() -> None:

@@ -4,7 +4,6 @@ import pytest
 
 from instruct_ray.config.train import TrainConfig
 from instruct_ray.training.capacity.memory import (
-    BUCKET_ELEMENTS,
     MAX_LIVE_ELEMENTS,
     ModelSize,
     checkpoint_bytes,
@@ -12,6 +11,7 @@ from instruct_ray.training.capacity.memory import (
     format_gib,
     model_bytes,
 )
+from instruct_ray.training.distributed.deepspeed_config import GPU_BUCKET_ELEMENTS
 
 FULL = ModelSize(num_parameters=8_000_000_000, num_trainable=8_000_000_000, activation_bytes=5_000_000_000)
 LORA = ModelSize(num_parameters=8_000_000_000, num_trainable=40_000_000, activation_bytes=5_000_000_000)
@@ -24,12 +24,12 @@ def make_train_config(**values: object) -> TrainConfig:
 @pytest.mark.parametrize(
     ("stage", "weights", "gradients", "optimizer"),
     # In GB per rank: Rajbhandari et al. 2020, figure 1, with 8 instead of 64 ranks and 8 instead of 7.5 billion
-    # parameters.
-    [(0, 16, 16, 96), (1, 16, 16, 12), (2, 16, 2, 12), (3, 2, 2, 12)],
+    # parameters. Its gradients are in 16 bits, ours in fp32.
+    [(0, 16, 32, 96), (1, 16, 32, 12), (2, 16, 4, 12), (3, 2, 4, 12)],
 )
 def test_stages_shard_as_in_the_paper(stage: int, weights: int, gradients: int, optimizer: int) -> None:
     device = estimate_memory(FULL, make_train_config(zero_stage=stage), 8).device
-    bucket = {0: 0, 1: 4 * BUCKET_ELEMENTS, 2: 4 * BUCKET_ELEMENTS, 3: 2 * BUCKET_ELEMENTS}[stage]
+    bucket = {0: 0, 1: 12 * GPU_BUCKET_ELEMENTS, 2: 12 * GPU_BUCKET_ELEMENTS, 3: 8 * GPU_BUCKET_ELEMENTS}[stage]
     sizes = (device["weights"], device["gradients"] - bucket, device["optimizer"])
     assert sizes == (weights * 10**9, gradients * 10**9, optimizer * 10**9)
     assert device.get("gathered weights", 0) == (2 * MAX_LIVE_ELEMENTS if stage == 3 else 0)
@@ -45,6 +45,12 @@ def test_weight_update_reuses_the_memory_of_the_activations() -> None:
     few_activations = ModelSize(FULL.num_parameters, FULL.num_trainable, 1)
     device = estimate_memory(few_activations, make_train_config(zero_stage=1), 8).device
     assert device["activations or weight update"] == 4 * 10**9
+
+
+def test_buffers_for_gradients_are_no_larger_than_the_gradients() -> None:
+    # 40 million parameters of an adapter: a bucket and its copy.
+    device = estimate_memory(LORA, make_train_config(use_gpu=False, zero_stage=2), 4).device
+    assert device["gradients"] == 4 * LORA.num_trainable // 4 + 8 * LORA.num_trainable
 
 
 def test_offloading_moves_memory_to_the_host() -> None:

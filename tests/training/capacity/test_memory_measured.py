@@ -74,7 +74,7 @@ def test_workers_use_the_estimated_memory(
         tune(config, ignore_status, ray_is_running)
     run_folder = RunFolder.from_config(config)
     hf_config = load_hf_config(resolve_base_model(config).folder)
-    sizer = ModelSizer.from_packs(hf_config, None, find_packs(run_folder), config.train)
+    sizer = ModelSizer.from_packs(hf_config, None, find_packs(run_folder), config.train, ())
     model_size = sizer.compute_size(config.model.lora, config.train)
     estimate = estimate_memory(model_size, config.train, config.train.num_workers)
     estimated_checkpoint = checkpoint_bytes(model_size, config.train)

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from instruct_ray.training.checkpoint.manifest import checkpoint_dir_name, commit_shards
+from instruct_ray.training.checkpoint.manifest import ShardManifest, checkpoint_dir_name, commit_shards
 
 
 @pytest.fixture
@@ -25,7 +25,9 @@ def write_checkpoint(tmp_path: Path, checkpoint_dir: Path) -> Callable[..., Path
             local = tmp_path / f"local-{step}-{rank}-{attempt}"
             (local / f"step-{step:07d}").mkdir(parents=True)
             (local / f"step-{step:07d}" / f"shard-{rank}.pt").write_bytes(bytes([step, rank]) * 1000)
-            commit_shards(local, folder, step, rank, 2, "digest")
+            commit_shards(
+                local, folder, ShardManifest(step=step, rank=rank, world_size=2, contract_digest="digest", files={})
+            )
         return folder
 
     return write

@@ -7,7 +7,13 @@ from pathlib import Path
 import pytest
 
 from instruct_ray.training.checkpoint import manifest as manifest_module
-from instruct_ray.training.checkpoint.manifest import find_committed, find_corruption, load_manifest
+from instruct_ray.training.checkpoint.manifest import (
+    ShardManifest,
+    check_files,
+    find_committed,
+    find_corruption,
+    load_manifest,
+)
 
 WriteCheckpoint = Callable[..., Path]
 
@@ -55,6 +61,19 @@ def test_corrupted_file_is_named(
     assert [text for text in problems if text is not None] == [f"{shard} {problem}"]
 
 
+def test_file_that_no_rank_wrote_or_that_was_changed_is_not_unpickled(write_checkpoint: WriteCheckpoint) -> None:
+    checkpoint = write_checkpoint(4)
+    names = [f"step-0000004/shard-{rank}.pt" for rank in (0, 1)]
+    check_files(checkpoint, names)
+    (checkpoint / names[1]).write_bytes(b"x" * 2000)
+    check_files(checkpoint, names[:1])
+    with pytest.raises(ValueError, match=r"shard-1\.pt holds other bytes than were written"):
+        check_files(checkpoint, names)
+    (checkpoint / "step-0000004" / "added.pt").write_bytes(b"x")
+    with pytest.raises(ValueError, match=r"added\.pt is in no manifest"):
+        check_files(checkpoint, ["step-0000004/added.pt"])
+
+
 def test_full_disk_error_gives_the_space_needed_and_removes_the_shards(
     write_checkpoint: WriteCheckpoint, checkpoint_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -70,3 +89,28 @@ def test_full_disk_error_gives_the_space_needed_and_removes_the_shards(
         write_checkpoint(8)
     assert not [path for path in checkpoint_dir.rglob("*") if path.is_file() and intact not in path.parents]
     assert [find_corruption(intact, rank, 2) for rank in (0, 1)] == [None, None]
+
+
+def test_manifests_of_earlier_versions_say_that_all_weights_decay() -> None:
+    earlier = {"step": 1, "rank": 0, "world_size": 1, "contract_digest": "digest", "files": {}}
+    assert ShardManifest.model_validate(earlier).decays_all
+    now = ShardManifest.model_validate(earlier | {"decays_all": False})
+    assert not ShardManifest.model_validate_json(now.model_dump_json()).decays_all
+
+
+def test_storage_that_fails_for_a_moment_is_tried_again(
+    write_checkpoint: WriteCheckpoint, checkpoint_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    move, failures = manifest_module.shutil.move, [errno.ESTALE, errno.EIO]
+
+    def fail_twice(path: Path, target: Path) -> None:
+        if failures:
+            raise OSError(failures.pop(), "Stale file handle", str(target))
+        move(path, target)
+
+    monkeypatch.setattr(manifest_module, "RETRY_SECONDS", (0.0, 0.0))
+    monkeypatch.setattr(manifest_module.shutil, "move", fail_twice)
+    checkpoint = write_checkpoint(4)
+    assert not failures
+    assert find_committed(checkpoint_dir) == [checkpoint]
+    assert find_corruption(checkpoint, 0, 1) is None

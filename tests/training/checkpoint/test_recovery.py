@@ -1,4 +1,4 @@
-"""Recovery of the checkpoint folder after a crash, and clean-up at the end of a run."""
+"""Recovery of the checkpoint folder after a crash, which checkpoints are kept, and clean-up at the end of a run."""
 
 import json
 import shutil
@@ -6,17 +6,63 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-import ray
 
 from instruct_ray.errors import InputError
 from instruct_ray.training.checkpoint.manifest import find_committed
-from instruct_ray.training.checkpoint.recovery import RAY_SNAPSHOT, delete_unreferenced, recover_checkpoint_dir
+from instruct_ray.training.checkpoint.recovery import (
+    RAY_SNAPSHOT,
+    RECORD_FILE,
+    delete_unreferenced,
+    keep_newest_checkpoints,
+    recover_checkpoint_dir,
+)
 
 WriteCheckpoint = Callable[..., Path]
 
 
-def make_snapshot(*names: str, version: str = ray.__version__) -> str:
-    return json.dumps({"ray_version": version, "checkpoint_results": [{"checkpoint_dir_name": name} for name in names]})
+def write_record(checkpoint_dir: Path, *names: str) -> None:
+    (checkpoint_dir / RECORD_FILE).write_text(json.dumps({"committed": names}))
+
+
+def write_ray_snapshot(checkpoint_dir: Path, *names: str) -> None:
+    """Write the list of checkpoints that runs of earlier versions have."""
+    results = [{"checkpoint_dir_name": name} for name in names]
+    (checkpoint_dir / RAY_SNAPSHOT).write_text(json.dumps({"ray_version": "2.0", "checkpoint_results": results}))
+
+
+def list_checkpoints(checkpoint_dir: Path) -> list[Path]:
+    return sorted(checkpoint_dir.glob("checkpoint-*"))
+
+
+def test_newest_checkpoints_are_kept_and_recorded(write_checkpoint: WriteCheckpoint, checkpoint_dir: Path) -> None:
+    checkpoints = []
+    for step in (4, 8, 12, 16):
+        checkpoints.append(write_checkpoint(step))
+        keep_newest_checkpoints(checkpoints[-1], 2, frozenset())
+        assert list_checkpoints(checkpoint_dir) == checkpoints[-2:]
+        assert recover_checkpoint_dir(checkpoint_dir) == []
+
+
+def test_uncommitted_checkpoints_are_not_counted(write_checkpoint: WriteCheckpoint, checkpoint_dir: Path) -> None:
+    """A checkpoint that a full disk left half written never pushes out a good one."""
+    first, second = write_checkpoint(4), write_checkpoint(8)
+    for step in (12, 16):
+        write_checkpoint(step, (1,))
+    newest = write_checkpoint(20)
+    keep_newest_checkpoints(newest, 3, frozenset())
+    assert list_checkpoints(checkpoint_dir) == [first, second, newest]
+
+
+def test_later_checkpoints_that_could_not_be_used_are_replaced(
+    write_checkpoint: WriteCheckpoint, checkpoint_dir: Path
+) -> None:
+    resumed_from = write_checkpoint(4, attempt="a")
+    unusable = frozenset(write_checkpoint(step, attempt="f").name for step in (8, 12))
+    # Not known when this attempt began: of a process that has taken over the run.
+    other = write_checkpoint(16, attempt="c")
+    again = write_checkpoint(8, attempt="b")
+    keep_newest_checkpoints(again, 2, unusable)
+    assert list_checkpoints(checkpoint_dir) == [resumed_from, again, other]
 
 
 def test_uncommitted_checkpoints_are_removed(write_checkpoint: WriteCheckpoint, checkpoint_dir: Path) -> None:
@@ -43,14 +89,15 @@ def test_corrupted_manifest_is_reported(write_checkpoint: WriteCheckpoint, check
     assert list(checkpoint_dir.iterdir()) == [intact]
 
 
-def test_missing_manifest_of_a_checkpoint_that_ray_lists_is_reported(
-    write_checkpoint: WriteCheckpoint, checkpoint_dir: Path
+@pytest.mark.parametrize("write", [write_record, write_ray_snapshot])
+def test_missing_manifest_of_a_recorded_checkpoint_is_reported(
+    write_checkpoint: WriteCheckpoint, checkpoint_dir: Path, write: Callable[..., None]
 ) -> None:
     intact, corrupted = write_checkpoint(4), write_checkpoint(8)
     (corrupted / "manifest-00001.json").unlink()
-    (checkpoint_dir / RAY_SNAPSHOT).write_text(make_snapshot(intact.name, corrupted.name))
+    write(checkpoint_dir, intact.name, corrupted.name)
     assert recover_checkpoint_dir(checkpoint_dir) == [f"{corrupted} has 1 shard manifest(s), not one of every worker"]
-    # The snapshot lists a checkpoint that is removed.
+    # Ray Train would refuse to start from a list that it has not kept up to date.
     assert not (checkpoint_dir / RAY_SNAPSHOT).exists()
     assert find_committed(checkpoint_dir) == [intact]
 
@@ -70,9 +117,9 @@ def remove_checkpoints(checkpoint_dir: Path) -> None:
         shutil.rmtree(path)
 
 
-def remove_checkpoints_and_empty_snapshot(checkpoint_dir: Path) -> None:
+def remove_checkpoints_and_empty_record(checkpoint_dir: Path) -> None:
     remove_checkpoints(checkpoint_dir)
-    (checkpoint_dir / RAY_SNAPSHOT).write_bytes(b"")
+    (checkpoint_dir / RECORD_FILE).write_bytes(b"")
 
 
 @pytest.mark.parametrize(
@@ -80,16 +127,15 @@ def remove_checkpoints_and_empty_snapshot(checkpoint_dir: Path) -> None:
     [
         (empty_manifests, "manifest-00000.json is corrupted"),
         (remove_manifests, "has 0 shard manifest(s), not one of every worker"),
-        (remove_checkpoints, "which is gone"),
-        (remove_checkpoints_and_empty_snapshot, f"{RAY_SNAPSHOT} is corrupted"),
+        (remove_checkpoints, f"and 1 more, which {RECORD_FILE} lists, are gone"),
+        (remove_checkpoints_and_empty_record, f"{RECORD_FILE} is corrupted"),
     ],
 )
 def test_run_that_lost_all_checkpoints_does_not_start_over(
     write_checkpoint: WriteCheckpoint, checkpoint_dir: Path, destroy: Callable[[Path], None], problem: str
 ) -> None:
     """F11: the user decides whether to give up the training so far, and nothing is removed before."""
-    checkpoints = [write_checkpoint(step) for step in (4, 8)]
-    (checkpoint_dir / RAY_SNAPSHOT).write_text(make_snapshot(*(path.name for path in checkpoints)))
+    write_record(checkpoint_dir, *(write_checkpoint(step).name for step in (4, 8)))
     destroy(checkpoint_dir)
     files_before = sorted(checkpoint_dir.rglob("*"))
     with pytest.raises(InputError, match=f"none of the checkpoints in {checkpoint_dir} can be used") as raised:
@@ -99,43 +145,19 @@ def test_run_that_lost_all_checkpoints_does_not_start_over(
     assert sorted(checkpoint_dir.rglob("*")) == files_before
 
 
-@pytest.mark.parametrize(
-    ("text", "problem"),
-    [
-        (make_snapshot("checkpoint-0000004-a"), None),
-        ("", "is corrupted"),
-        ('{"ray_version": ', "is corrupted"),
-        ("[]", "is corrupted"),
-        (make_snapshot("checkpoint-0000008-a"), "lists checkpoint-0000008-a, which is gone"),
-        (
-            make_snapshot("checkpoint-0000004-a", version="2.0.0"),
-            f"was written by Ray 2.0.0, but Ray {ray.__version__} is installed",
-        ),
-    ],
-)
-def test_snapshot_that_ray_could_not_start_from_is_renamed(
-    write_checkpoint: WriteCheckpoint, checkpoint_dir: Path, text: str, problem: str | None
-) -> None:
-    checkpoint, snapshot = write_checkpoint(4), checkpoint_dir / RAY_SNAPSHOT
-    snapshot.write_text(text)
-    unusable = snapshot.with_suffix(".unusable")
-    messages = recover_checkpoint_dir(checkpoint_dir)
-    assert messages == ([f"{snapshot} {problem}, so it was renamed to {unusable.name}"] if problem else [])
-    assert snapshot.exists() is (problem is None)
-    assert unusable.exists() is (problem is not None)
-    assert find_committed(checkpoint_dir) == [checkpoint]
-
-
 def test_missing_folder_needs_no_recovery(tmp_path: Path) -> None:
     assert recover_checkpoint_dir(tmp_path / "missing") == []
 
 
-def test_only_checkpoints_that_ray_keeps_are_left_at_the_end(
-    write_checkpoint: WriteCheckpoint, checkpoint_dir: Path
+@pytest.mark.parametrize("has_record", [True, False])
+def test_only_kept_checkpoints_are_left_at_the_end(
+    write_checkpoint: WriteCheckpoint, checkpoint_dir: Path, has_record: bool
 ) -> None:
-    kept = [write_checkpoint(step, attempt="b") for step in (4, 8)]
-    write_checkpoint(8, attempt="a")
-    write_checkpoint(12, (0,), attempt="a")
-    (checkpoint_dir / RAY_SNAPSHOT).write_text(make_snapshot(*(path.name for path in kept)))
-    delete_unreferenced(checkpoint_dir)
-    assert sorted(checkpoint_dir.glob("checkpoint-*")) == kept
+    """Without a record, because the disk was full when it should have been written, the newest are kept."""
+    write_checkpoint(4, attempt="a")
+    kept = [write_checkpoint(step, attempt="b") for step in (8, 12)]
+    write_checkpoint(16, (0,), attempt="a")
+    if has_record:
+        write_record(checkpoint_dir, *(path.name for path in kept))
+    delete_unreferenced(checkpoint_dir, num_checkpoints=2)
+    assert list_checkpoints(checkpoint_dir) == kept

@@ -37,7 +37,8 @@ def main(rank: int, world_size: int, folder: Path, stage: int, precision: str) -
         losses_by_kind = {}
         for kind in ("none", "optimizer") if stage < 3 else KINDS:
             values = {"zero_stage": stage, "precision": precision, "offload": KINDS[kind].model_dump()}
-            train = TrainConfig.model_validate(values)
+            # With weight decay, norms are a parameter group of their own.
+            train = TrainConfig.model_validate(values | {"weight_decay": 0.1})
             uninterrupted = train_new_engine(train, rank, world_size, folder, save_to=kind)
             resumed = train_new_engine(train, rank, world_size, folder, load_from=kind)
             switched = train_new_engine(train, rank, world_size, folder, load_from="none")

@@ -1,6 +1,7 @@
 """Messages about failed workers: advice after an out-of-memory error, and the worker that caused a failure."""
 
 import os
+import time
 from pathlib import Path
 
 import pytest
@@ -43,10 +44,16 @@ def test_event_names_the_worker_that_died_first(tmp_path: Path, monkeypatch: pyt
     monkeypatch.delenv(TORCH_PROCESS_GROUP_SHUTDOWN_TIMEOUT_S)
     events_file = tmp_path / "events.jsonl"
     events = RunEvents(events_file)
-    callback = WorkerFailureCallback(events_file)
+    callback = WorkerFailureCallback(events_file, None)
     callback.after_exception(None, {0: RuntimeError("connection reset"), 1: DEAD_WORKER})
     callback.after_exception(None, {1: RuntimeError("x" * 1000), 0: RuntimeError("first")})
-    death, error = events.read_new()
+    # A thread of the controller writes them.
+    messages: list[str] = []
+    deadline = time.monotonic() + 10
+    while len(messages) < 2 and time.monotonic() < deadline:
+        messages += events.read_new()
+        time.sleep(0.01)
+    death, error = messages
     assert death.startswith("worker 1 failed: The actor died")
     assert "\n" not in death
     assert error == "worker 0 failed: first"

@@ -89,7 +89,7 @@ def test_checkpoint_of_another_contract_is_refused(tuned: Config) -> None:
     checkpoint_dir = RunFolder.from_config(tuned).ray_train_dir
     dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
     try:
-        checkpointer = Checkpointer(checkpoint_dir, "0" * 64, rank=0, world_size=1, device=torch.device("cpu"))
+        checkpointer = Checkpointer(checkpoint_dir, "0" * 64, 2, rank=0, world_size=1, device=torch.device("cpu"))
         with pytest.raises(
             InputError, match=r"follows contract [0-9a-f]{12}, the packs follow contract 000000000000; use"
         ):

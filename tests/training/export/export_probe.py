@@ -38,7 +38,11 @@ CASES = {
     "adapter": ("tied", LoraConfig(rank=4, alpha=16)),
     "dora": ("untied", LoraConfig(rank=4, alpha=16, dora=True)),
     "merged": ("tied", LoraConfig(rank=4, alpha=16, merge=True)),
+    "rows of tied": ("tied untrained", LoraConfig(rank=4, alpha=16)),
+    "rows of untied": ("untied untrained", LoraConfig(rank=4, alpha=16)),
 }
+# The tokens whose rows bases named "untrained" lack, and which the cases with rows train besides the adapter.
+TOKEN_IDS = (5, 20)
 # Cases whose export is also corrupted, in fp32.
 CORRUPTED_CASES = ("tied", "adapter", "merged")
 
@@ -74,8 +78,16 @@ class Probe:
 
     def build_engine(self, adapter_dir: Path | None) -> DeepSpeedEngine:
         def load() -> torch.nn.Module:
+            token_ids = TOKEN_IDS if self.base_dir.name.endswith(" untrained") else ()
             return load_model(
-                self.base_dir, self.lora, self.train_config, self.dtype, 0, self.attn_implementation, adapter_dir
+                self.base_dir,
+                self.lora,
+                self.train_config,
+                self.dtype,
+                0,
+                self.attn_implementation,
+                adapter_dir,
+                token_ids,
             )
 
         return DeepSpeedEngine(self.train_config, 1, 2, load)

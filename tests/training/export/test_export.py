@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from peft import PeftModel
+from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedConfig
 
 from instruct_ray.config.schema import Config
@@ -19,6 +20,7 @@ from instruct_ray.run.folder import RunFolder
 from instruct_ray.training.driver.tune import tune
 from instruct_ray.training.worker.spec import EXPORT_CHECK_FILE, WEIGHTS_DIR
 from tests.fakes import ignore_status, ray_is_running
+from tests.training.export.export_probe import CASES, TOKEN_IDS
 from tests.training.processes import run_ranks
 from tests.training.tiny_models import CONFIGS, EXAMPLES, SIZES, make_model, save_packs
 
@@ -37,6 +39,12 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("export")
     for name, config in BASES.items():
         make_model(config).save_pretrained(folder / "bases" / name)
+    for name in ("tied", "untied"):
+        model = make_model(BASES[name])
+        with torch.no_grad():
+            model.get_input_embeddings().weight[list(TOKEN_IDS)] = 0
+            model.get_output_embeddings().weight[list(TOKEN_IDS)] = 0
+        model.save_pretrained(folder / "bases" / f"{name} untrained")
     save_packs(folder / "packs", list(pack_examples(EXAMPLES, PACK_TOKENS)), PACK_TOKENS)
     return folder
 
@@ -52,7 +60,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ],
 )
 def test_exported_model_equals_trained_model(stage: int, precision: str, folder: Path) -> None:
-    for case in ("tied", "untied", "experts", "adapter", "dora", "merged"):
+    for case in CASES:
         # Of another stage: its check file would count as this stage's.
         shutil.rmtree(folder / case, ignore_errors=True)
     results = run_ranks("tests.training.export.export_probe", 2, folder, str(stage), precision)[0]
@@ -63,18 +71,20 @@ def test_exported_model_equals_trained_model(stage: int, precision: str, folder:
         assert result["is_finite"], case
         assert not result["files_left_by_corrupted"], case
         check = result["check"]
-        assert check["form"] == {"adapter": "adapter", "dora": "adapter", "merged": "merged"}.get(case, "full")
+        lora = CASES[case][1]
+        assert check["form"] == ("full" if lora is None else "merged" if lora.merge else "adapter")
         assert check["num_tensors"] > 0
-        if case != "merged":
+        if check["form"] != "merged":
             # The same kernels on the same numbers.
             assert check["logit_difference"] == 0, case
-    for case in ("adapter", "dora"):
+    for case in ("adapter", "dora", "rows of tied", "rows of untied"):
         # A run that trains the adapter further starts from this run's weights.
         loss, loss_after_reload = results[case]["losses_before_and_after_reload"]
         assert loss_after_reload == loss, case
     if precision == "fp32":
         assert_corruption_is_detected(results)
     assert_plain_libraries_load(folder)
+    assert_rows_are_trained(folder)
 
 
 def assert_corruption_is_detected(results: dict[str, Any]) -> None:
@@ -103,6 +113,25 @@ def assert_plain_libraries_load(folder: Path) -> None:
         assert (adapted_logits - base_logits).norm() > 0.05 * base_logits.norm(), case
         inference_logits = load_for_inference(folder / case / "weights")(IDS).logits
         torch.testing.assert_close(inference_logits, adapted_logits, rtol=1e-4, atol=1e-4)
+
+
+def assert_rows_are_trained(folder: Path) -> None:
+    """Each adapter holds one row per token and layer, plain peft loads them, and no other row changes."""
+    for base, num_layers in (("tied", 1), ("untied", 2)):
+        base_dir, adapter_dir = folder / "bases" / f"{base} untrained", folder / f"rows of {base}" / "weights"
+        rows = [name for name in load_file(adapter_dir / "adapter_model.safetensors") if "trainable_tokens" in name]
+        assert len(rows) == num_layers
+        base_model = AutoModelForCausalLM.from_pretrained(base_dir)
+        expected = PeftModel.from_pretrained(base_model, adapter_dir)(IDS).logits
+        merged = load_for_inference(adapter_dir)
+        torch.testing.assert_close(merged(IDS).logits, expected, rtol=1e-4, atol=1e-4)
+        layers = ("get_input_embeddings", "get_output_embeddings")
+        for before, after in [
+            [getattr(model, layer)().weight for model in (AutoModelForCausalLM.from_pretrained(base_dir), merged)]
+            for layer in layers
+        ]:
+            changed = (before != after).any(dim=1).nonzero().flatten().tolist()
+            assert changed == list(TOKEN_IDS), (base, changed)
 
 
 def test_merged_model_equals_base_with_adapter(folder: Path, tmp_path: Path) -> None:

@@ -27,7 +27,7 @@ from instruct_ray.run.folder import RunFolder
 from instruct_ray.tracking.mlflow_client import tracking_uri
 from instruct_ray.training.driver.tune import tune
 from instruct_ray.training.model.lora import check_adapter_matches
-from instruct_ray.training.model.requirements import linear_layer_names
+from instruct_ray.training.model.trained_parts import adaptable_layer_names
 from tests import tiny
 from tests.fakes import fail_if_ray_starts, ignore_status, ray_is_running
 
@@ -123,7 +123,11 @@ def test_adapter_is_trained_further(make_run: MakeRun, adapter_run: Config, base
     # The zero-shot arm is the model that the run started from.
     evaluate(config, ignore_status, ray_is_running)
     earlier_answers, answers = (read_answers(run) for run in (adapter_run, config))
-    assert [row["tuned"] for row in earlier_answers] == [row["zero_shot"] for row in answers]
+    earlier, now = (
+        [row["answers"][arm]["text"] for row in rows]
+        for arm, rows in (("tuned", earlier_answers), ("zero_shot", answers))
+    )
+    assert earlier == now
 
 
 @pytest.mark.slow
@@ -153,14 +157,14 @@ def test_training_starts_from_the_weights_of_the_adapter(make_run: MakeRun, adap
 def test_config_that_differs_from_the_adapter_is_refused_by_key(
     adapter_run: Config, base_folder: Path, lora: dict[str, Any] | None, pattern: str
 ) -> None:
-    layers = linear_layer_names(load_hf_config(base_folder))
+    layers = adaptable_layer_names(load_hf_config(base_folder))
     with pytest.raises(InputError, match=pattern):
         check_adapter_matches(model_dir(adapter_run), lora and LoraConfig.model_validate(lora), layers)
 
 
 def test_listing_all_targets_equals_the_default(adapter_run: Config, base_folder: Path) -> None:
     names = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
-    layers = linear_layer_names(load_hf_config(base_folder))
+    layers = adaptable_layer_names(load_hf_config(base_folder))
     check_adapter_matches(model_dir(adapter_run), LoraConfig(rank=4, alpha=8, targets=names), layers)
 
 
@@ -206,7 +210,7 @@ def test_version_is_trained_further_and_does_not_follow_its_alias(make_run: Make
     before, after = read_losses(adapter_run), read_losses(config)
     assert abs(after[0] - before[-1]) < 0.25 * (before[0] - before[-1])
     evaluate(config, ignore_status, ray_is_running)
-    version, _ = register(config, ignore_status)
+    version = register(config, ignore_status).version
     assert version.number == "2"
     assert version.tags["base"] == "models:/tiny/1"
     assert version.tags["form"] == "adapter"

@@ -1,22 +1,47 @@
 """The packing check: which base models pass it, which fail, and what the result says."""
 
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from unittest.mock import patch
 
 import pytest
 import torch
 import torch.distributed as dist
-from transformers import BloomConfig, Gemma3TextConfig, GPTNeoConfig, MixtralConfig, PreTrainedConfig
+from torch._inductor import cpp_builder
+from transformers import (
+    AfmoeConfig,
+    BloomConfig,
+    Gemma3TextConfig,
+    GPTNeoConfig,
+    JetMoeConfig,
+    MixtralConfig,
+    OpenAIGPTConfig,
+    PreTrainedConfig,
+)
 
 from instruct_ray.base_model.hf_config import load_hf_config
 from instruct_ray.data.packs.dataset import PackedDataset
 from instruct_ray.data.packs.tree import pack_examples
-from instruct_ray.training.model.packing_check import PackingCheck, resolve_packing_mode, run_packing_check
+from instruct_ray.training.model import packing_comparison
+from instruct_ray.training.model.loss import token_losses
+from instruct_ray.training.model.packing_check import (
+    PackingCheck,
+    PackingCheckError,
+    resolve_packing_mode,
+    run_packing_check,
+)
 from instruct_ray.training.model.packing_comparison import NUM_EXAMPLES, sample_check_packs
 from instruct_ray.training.model.padded import padded_loss, unpack_branches
 from tests.training.tiny_models import CONFIGS, CPU, EXAMPLES, SIZES, default_attention, make_model, save_packs
 
 PACK_TOKENS = 64
+MOE_SIZES = SIZES | {
+    "num_experts": 4,
+    "num_local_experts": 4,
+    "num_experts_per_tok": 2,
+    "moe_intermediate_size": 16,
+}
 SaveBase = Callable[[PreTrainedConfig], Path]
 
 
@@ -93,10 +118,100 @@ def test_non_finite_difference_fails(dataset: PackedDataset, tmp_path: Path) -> 
     assert not run_check(tmp_path / "base", dataset).is_packed
 
 
-def test_model_that_does_not_take_the_masks_is_detected(save_base: SaveBase, dataset: PackedDataset) -> None:
-    check = run_check(save_base(BloomConfig(vocab_size=64, hidden_size=32, n_layer=2, n_head=4)), dataset)
+@pytest.mark.parametrize(
+    "config",
+    [
+        BloomConfig(vocab_size=64, hidden_size=32, n_layer=2, n_head=4),
+        OpenAIGPTConfig(vocab_size=64, n_embd=32, n_layer=2, n_head=4, n_positions=128),
+    ],
+)
+def test_model_that_does_not_take_the_masks_is_detected(
+    config: PreTrainedConfig, save_base: SaveBase, dataset: PackedDataset
+) -> None:
+    check = run_check(save_base(config), dataset)
     assert not check.is_packed
-    assert "the packed forward pass fails" in check.reason
+    assert check.reason.startswith(f"{config.model_type} does not take the mask of a pack: ")
+
+
+@pytest.mark.parametrize(
+    "config", [AfmoeConfig(**MOE_SIZES, sliding_window=8), JetMoeConfig(**MOE_SIZES, kv_channels=8)]
+)
+def test_models_that_take_a_view_of_the_attention_pass(
+    config: PreTrainedConfig, save_base: SaveBase, dataset: PackedDataset
+) -> None:
+    check = run_check(save_base(config), dataset)
+    assert check.is_packed, check.reason
+
+
+@contextmanager
+def no_compiler() -> Iterator[None]:
+    """Compile a part of the packed loss, as on a GPU, while torch finds no compiler."""
+    compiled = torch.compile(lambda losses_N: losses_N.sin())
+    # Without the caches, which may hold what another test compiled.
+    options = {"cpp.cxx": ("no-such-compiler",), "force_disable_caches": True}
+    cpp_builder.cpp_compiler_search.cache_clear()
+    with (
+        torch._inductor.config.patch(options),
+        patch.object(
+            packing_comparison, "token_losses", lambda *inputs, **keys: compiled(token_losses(*inputs, **keys))
+        ),
+    ):
+        yield
+    cpp_builder.cpp_compiler_search.cache_clear()
+
+
+@pytest.mark.usefixtures("single_rank")
+def test_missing_compiler_is_an_error_and_not_a_reason_for_padding(
+    save_base: SaveBase, dataset: PackedDataset, tmp_path: Path
+) -> None:
+    base_dir, check_file = save_base(CONFIGS["llama"]), tmp_path / "packing_check.json"
+    hf_config = load_hf_config(base_dir)
+    message = r"compiler.*; install a C and a C\+\+ compiler on every node"
+    with no_compiler(), pytest.raises(PackingCheckError, match=message) as info:
+        resolve_packing_mode(base_dir, hf_config, dataset.path, None, check_file, CPU)
+    assert "\n" not in str(info.value)
+    # Nothing is recorded, so the run trains on packs once the compiler is installed.
+    assert not check_file.exists()
+    assert resolve_packing_mode(base_dir, hf_config, dataset.path, None, check_file, CPU).is_packed
+
+
+@pytest.mark.parametrize(
+    ("error", "advice"),
+    [
+        (
+            RuntimeError("Failed to find C compiler. Please specify via CC environment variable."),
+            "apt-get install -y gcc",
+        ),
+        (RuntimeError("fatal error: Python.h: No such file or directory"), "apt-get install -y python3-dev"),
+        (OSError(28, "No space left on device"), "TRITON_CACHE_DIR"),
+        (ValueError("NYI: this kernel\ndoes not exist"), "train.packed=false"),
+    ],
+)
+def test_any_error_of_execution_stops_the_run_and_says_what_to_do(
+    error: Exception, advice: str, save_base: SaveBase, dataset: PackedDataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise error
+
+    base_dir = save_base(CONFIGS["llama"])
+    monkeypatch.setattr(packing_comparison, "token_losses", fail)
+    with pytest.raises(PackingCheckError) as info:
+        run_check(base_dir, dataset)
+    assert advice in str(info.value)
+    assert "\n" not in str(info.value)
+
+
+@pytest.mark.usefixtures("single_rank")
+def test_padding_that_an_earlier_version_chose_after_an_error_is_not_kept(
+    save_base: SaveBase, dataset: PackedDataset, tmp_path: Path
+) -> None:
+    base_dir, check_file = save_base(CONFIGS["llama"]), tmp_path / "packing_check.json"
+    hf_config = load_hf_config(base_dir)
+    packed = resolve_packing_mode(base_dir, hf_config, dataset.path, None, check_file, CPU)
+    reason = "the packed forward pass fails: Failed to find C compiler"
+    padded = packed.model_copy(update={"path": "padded", "reason": reason, "loss_difference": None})
+    check_file.write_text(padded.model_dump_json())
+    assert resolve_packing_mode(base_dir, hf_config, dataset.path, None, check_file, CPU).is_packed
 
 
 def test_deep_model_is_checked_on_its_first_layers(save_base: SaveBase, dataset: PackedDataset) -> None:

@@ -23,15 +23,16 @@ from transformers import (
     Qwen3MoeConfig,
     Qwen3NextConfig,
     RecurrentGemmaConfig,
+    RwkvConfig,
     xLSTMConfig,
 )
 
+from instruct_ray.base_model.causal_lm import default_attn_implementation
 from instruct_ray.errors import InputError
 from instruct_ray.training.model.requirements import (
     aux_loss_coef,
     check_lora_targets,
     check_trainable,
-    default_attn_implementation,
     find_packing_incompatibility,
     packed_attn_implementation,
 )
@@ -83,21 +84,29 @@ def test_attention_depends_on_device_and_model() -> None:
     hf_configs = {
         "llama": LlamaConfig(),
         "llama-dropout": LlamaConfig(attention_dropout=0.1),
+        "llama-small-heads": LlamaConfig(hidden_size=32, num_attention_heads=4),
         "gemma2": Gemma2Config(),
         "gpt2": GPT2Config(),
+        # Has a list of attention implementations of its own.
+        "falcon": FalconConfig(),
     }
     assert {name: packed_attn_implementation(hf_config, CPU) for name, hf_config in hf_configs.items()} == {
         "llama": "tree_chunks",
         "llama-dropout": "tree_chunks",
+        "llama-small-heads": "tree_chunks",
         # SDPA has no softcapping.
         "gemma2": "eager",
         "gpt2": "tree_chunks",
+        "falcon": "sdpa",
     }
     assert {name: packed_attn_implementation(hf_config, CUDA) for name, hf_config in hf_configs.items()} == {
         "llama": "flex_attention",
         "llama-dropout": "sdpa",
+        # FlexAttention takes no head dimension of 8.
+        "llama-small-heads": "sdpa",
         "gemma2": "flex_attention",
         "gpt2": "sdpa",
+        "falcon": "sdpa",
     }
     assert default_attn_implementation(Gemma2Config()) == "eager"
 
@@ -112,7 +121,8 @@ def test_auxiliary_loss_counts_only_if_the_config_enables_it() -> None:
     ("hf_config", "pattern"),
     [
         (CLIPConfig(), "model.base: clip is not a causal language model"),
-        (xLSTMConfig(), "model.base: the forward pass of xlstm does not take attention_mask, logits_to_keep"),
+        (xLSTMConfig(), "model.base: transformers generates with xlstm without its usual cache"),
+        (RwkvConfig(), "model.base: transformers generates with rwkv without its usual cache.*not be evaluated"),
         (Gemma3TextConfig(sliding_window=None), "no sliding_window"),
     ],
     ids=lambda value: value.model_type if isinstance(value, PreTrainedConfig) else "",
@@ -126,5 +136,7 @@ def test_model_that_can_not_be_trained_is_refused(hf_config: PreTrainedConfig, p
 def test_unknown_lora_targets_are_named(name: str) -> None:
     known = {"llama": ["q_proj", "down_proj"], "gpt2": ["c_attn"]}[name]
     check_lora_targets(CONFIGS[name], known)
-    with pytest.raises(InputError, match=rf"model\.lora\.targets: {name} has no lm_head, query, only .*{known[0]}"):
+    with pytest.raises(
+        InputError, match=rf"model\.lora\.targets: {name} has no lm_head, query that LoRA can adapt, only .*{known[0]}"
+    ):
         check_lora_targets(CONFIGS[name], [*known, "query", "lm_head"])

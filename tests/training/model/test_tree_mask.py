@@ -9,11 +9,13 @@ from transformers import Gemma3TextConfig, LlamaConfig, MistralConfig, Qwen3Conf
 from instruct_ray.data.packs.tree import Pack, pack_examples
 from instruct_ray.errors import InputError
 from instruct_ray.training.model.loss import pack_loss, token_losses
+from instruct_ray.training.model.requirements import MIN_FLEX_HEAD_DIM
 from instruct_ray.training.model.tree_mask import BLOCK_TOKENS, MaskLayout, PackTensors, build_masks, tree_mask
 from tests.training.tiny_models import (
     CONFIGS,
     CPU,
     EXAMPLES,
+    MIXED_LAYERS,
     SIZES,
     assert_same_gradients,
     compute_gradients,
@@ -123,10 +125,11 @@ def test_flex_attention_computes_the_losses_of_sdpa(pack: Pack) -> None:
 )
 def test_flex_attention_computes_the_gradients_of_sdpa(pack: Pack) -> None:
     device = torch.device("cuda")
-    model = make_model(WITH_SLIDING_LAYERS).to(device)
+    config = Gemma3TextConfig(**SIZES | {"head_dim": MIN_FLEX_HEAD_DIM}, **MIXED_LAYERS)
+    model = make_model(config).to(device)
     gradients = {}
     for attn_implementation in ("flex_attention", "sdpa"):
         model.set_attn_implementation(attn_implementation)
-        layout = MaskLayout.from_hf_config(WITH_SLIDING_LAYERS, attn_implementation, torch.float32)
+        layout = MaskLayout.from_hf_config(config, attn_implementation, torch.float32)
         gradients[attn_implementation] = compute_gradients(model, pack_loss(model, pack, device, layout))
     assert_same_gradients(gradients["flex_attention"], gradients["sdpa"])

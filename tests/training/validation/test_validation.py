@@ -2,30 +2,47 @@
 
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import mlflow
 import pytest
 import torch
 from safetensors.torch import load_file
+from torch.nn.functional import cross_entropy
 from transformers import AutoModelForCausalLM
 
 from instruct_ray.config.schema import Config
+from instruct_ray.data.example import IGNORE_INDEX, Example
 from instruct_ray.data.prepare.pipeline import prepare
 from instruct_ray.data.rendering.renderer import load_renderer
-from instruct_ray.evidence.checkpoint_eval import compute_loss, make_eval_fn, render_examples, sample_rows
+from instruct_ray.evidence.checkpoint_eval import make_eval_fn
 from instruct_ray.run.folder import RunFolder
 from instruct_ray.tracking.mlflow_client import tracking_uri
 from instruct_ray.tracking.tracked_run import load_tracking_record
 from instruct_ray.training.driver.tune import tune
 from instruct_ray.training.validation.results import read_results
+from instruct_ray.training.validation.rows import render_examples, sample_rows
 from tests.fakes import ignore_status, ray_is_running
 from tests.training.driver.test_tune import read_metrics
 
 pytestmark = pytest.mark.usefixtures("ray_4_cpus")
 DATA = {"test_fraction": 0.2, "validation_fraction": 0.2}
 TRAIN = {"examples_per_step": 12, "checkpoint_every": 2, "learning_rate": 1e-2}
+
+
+@torch.inference_mode()
+def compute_loss(model: Any, examples: Sequence[Example]) -> float:
+    """The mean loss of the completions' tokens, one example after the other."""
+    losses = []
+    for example in examples:
+        inputs, labels = (torch.from_numpy(array).long()[None] for array in example.inputs_and_labels())
+        is_target = labels[0] != IGNORE_INDEX
+        losses.append(
+            cross_entropy(model(input_ids=inputs).logits[0][is_target], labels[0][is_target], reduction="none")
+        )
+    return float(torch.cat(losses).mean())
 
 
 def prepare_and_tune(config: Config) -> list[dict[str, float]]:
@@ -59,10 +76,9 @@ def test_every_checkpoint_is_validated_and_the_best_exported(
     assert json.loads((folder.model_dir / "instruct_ray.json").read_text())["step"] == best.step
     # Plain transformers computes the same loss from the exported folder.
     if lora is None:
-        renderer = load_renderer(folder.model_dir)
         model = AutoModelForCausalLM.from_pretrained(folder.model_dir)
-        rows = sample_rows(folder.validation_rows_file, 8)
-        assert compute_loss(model, render_examples(renderer, rows)) == pytest.approx(best.loss, rel=1e-5)
+        examples = render_examples(load_renderer(folder.model_dir), sample_rows(folder.validation_rows_file, 8))
+        assert compute_loss(model, examples) == pytest.approx(best.loss, rel=1e-5)
 
 
 @pytest.mark.slow
@@ -100,17 +116,20 @@ def test_resumed_run_validates_checkpoints_that_a_killed_run_did_not(make_config
     assert read_results(folder.validation_dir, 10**6) == results
 
 
-def failing_eval_fn(folder: Path) -> tuple[float, float | None]:
+def failing_eval_fn(folder: Path) -> float:
     raise ValueError("evaluation failed on purpose")
 
 
 @pytest.mark.slow
-def test_failed_validation_is_logged_and_training_continues(
+def test_training_goes_on_without_validation_but_is_no_success_if_all_fail(
     make_config: Callable[..., Config], caplog: pytest.LogCaptureFixture
 ) -> None:
     config = make_config(data=DATA, train={**TRAIN, "validation": {}})
     prepare(config, ray_is_running)
-    tune(config, ignore_status, ray_is_running, failing_eval_fn)
-    message = "failed; training continues without its result: ValueError: evaluation failed on purpose"
+    with pytest.raises(RuntimeError, match="no checkpoint's answers could be generated for validation"):
+        tune(config, ignore_status, ray_is_running, failing_eval_fn)
+    message = "failed: ValueError: evaluation failed on purpose; training continues without its answers"
     assert message in caplog.text
     assert (RunFolder.from_config(config).model_dir / "model.safetensors").is_file()
+    # The model is complete: a second call finds it.
+    assert tune(config, ignore_status, ray_is_running, failing_eval_fn).already_done

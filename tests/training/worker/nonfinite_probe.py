@@ -1,6 +1,8 @@
 """One rank that trains at every stage and precision, and reports which steps changed the weights. Prints JSON.
 
-python -m tests.training.worker.nonfinite_probe RANK WORLD_SIZE FOLDER      (DeepSpeed needs a process of its own)
+python -m tests.training.worker.nonfinite_probe RANK WORLD_SIZE FOLDER KIND
+
+KIND is a kind of offloading of `offload_probe`. DeepSpeed needs a process of its own.
 """
 
 import json
@@ -13,18 +15,22 @@ from torch import nn
 from instruct_ray.config.train import TrainConfig
 from instruct_ray.training.distributed.engine import DeepSpeedEngine
 from instruct_ray.training.model.load import DTYPES
+from tests.training.distributed.offload_probe import KINDS
 from tests.training.processes import process_group
 
 NUM_MICRO_BATCHES = 2
+# By kind of offloading.
+STAGES = {"none": (0, 1, 2, 3), "optimizer": (1, 2, 3), "parameters": (3,), "both": (3,)}
 
 
-def main(rank: int, world_size: int, folder: Path) -> None:
-    """Train one engine after the other."""
+def main(rank: int, world_size: int, folder: Path, kind: str) -> None:
+    """Train one engine after the other, at the stages that support the kind."""
     with process_group(rank, world_size, folder):
         steps = {}
-        for stage in range(4):
+        for stage in STAGES[kind]:
             for precision in DTYPES:
-                train = TrainConfig.model_validate({"zero_stage": stage, "precision": precision, "learning_rate": 0.1})
+                values = {"zero_stage": stage, "precision": precision, "learning_rate": 0.1}
+                train = TrainConfig.model_validate(values | {"offload": KINDS[kind].model_dump()})
                 steps[f"{stage}-{precision}"] = train_four_steps(train, world_size)
         print(json.dumps(steps))
 
@@ -54,4 +60,4 @@ def gather_weights(engine: DeepSpeedEngine) -> torch.Tensor:
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3]))
+    main(int(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3]), sys.argv[4])

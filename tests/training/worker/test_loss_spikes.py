@@ -61,8 +61,10 @@ def test_resumed_run_decides_like_an_uninterrupted_one(tmp_path: Path) -> None:
     for num_trained_steps in range(expected):
         records = [{"step": step, "loss": loss if math.isfinite(loss) else None} for step, loss in enumerate(losses, 1)]
         metrics_file = tmp_path / "metrics.jsonl"
-        metrics_file.write_text("".join(json.dumps(record) + "\n" for record in records[:num_trained_steps]))
-        detector = LossSpikeDetector(SPIKE, read_recent_losses(metrics_file, SPIKE))
+        # A killed attempt wrote two steps more, the last of them not to its end.
+        lines = "".join(json.dumps(record) + "\n" for record in records[: num_trained_steps + 2])[:-2]
+        metrics_file.write_text(lines)
+        detector = LossSpikeDetector(SPIKE, read_recent_losses(metrics_file, num_trained_steps, SPIKE))
         remaining = list(enumerate(losses, 1))[num_trained_steps:]
         assert next(step for step, loss in remaining if detector.add(step, loss)) == expected
 

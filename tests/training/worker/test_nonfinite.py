@@ -13,30 +13,32 @@ from instruct_ray.data.packs.dataset import find_packs
 from instruct_ray.data.prepare.pipeline import prepare
 from instruct_ray.run.folder import RunFolder
 from instruct_ray.training.driver.tune import tune
+from instruct_ray.training.model.load import DTYPES
 from tests.fakes import ignore_status, ray_is_running
 from tests.training.driver.test_tune import read_metrics
 from tests.training.processes import run_ranks
+from tests.training.worker.nonfinite_probe import STAGES
 
 # Not in the text that the tokenizer was trained on, so each of its two bytes is a token of its own.
 RARE = "ω"
 
 
-@pytest.fixture(scope="module")
-def probed_steps(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[dict[str, bool]]]:
-    """What each of four steps did, by stage and precision."""
-    [steps] = run_ranks("tests.training.worker.nonfinite_probe", 1, tmp_path_factory.mktemp("nonfinite"))
-    return steps
-
-
-@pytest.mark.parametrize("precision", ["fp32", "bf16"])
-@pytest.mark.parametrize("stage", [0, 1, 2, 3])
-def test_nonfinite_step_is_skipped_at_every_stage(
-    stage: int, precision: str, probed_steps: dict[str, list[dict[str, bool]]]
-) -> None:
-    steps = probed_steps[f"{stage}-{precision}"]
-    assert [step["applied"] for step in steps] == [True, False, False, True]
-    assert [step["changed"] for step in steps] == [True, False, False, True]
-    assert all(step["finite"] for step in steps)
+@pytest.mark.parametrize(
+    "kind",
+    [
+        "none",
+        # Each starts a process and up to six engines.
+        *(pytest.param(kind, marks=pytest.mark.slow) for kind in ("optimizer", "parameters", "both")),
+    ],
+)
+def test_nonfinite_step_is_skipped_at_every_stage(kind: str, tmp_path: Path) -> None:
+    """In both precisions, and wherever the optimizer and the weights are kept."""
+    [steps_by_engine] = run_ranks("tests.training.worker.nonfinite_probe", 1, tmp_path, kind)
+    assert steps_by_engine.keys() == {f"{stage}-{precision}" for stage in STAGES[kind] for precision in DTYPES}
+    for engine, steps in steps_by_engine.items():
+        assert [step["applied"] for step in steps] == [True, False, False, True], engine
+        assert [step["changed"] for step in steps] == [True, False, False, True], engine
+        assert all(step["finite"] for step in steps), engine
 
 
 @pytest.fixture

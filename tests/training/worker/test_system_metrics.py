@@ -14,13 +14,13 @@ def test_resumed_run_continues_the_sample_numbers(tmp_path: Path, monkeypatch: p
     monkeypatch.setattr(system_metrics, "SECONDS", 0.05)
     path = tmp_path / "system-0.jsonl"
     for _ in range(2):
-        with record_system_metrics(path):
+        with record_system_metrics(path, None):
             time.sleep(0.3)
     samples = [json.loads(line) for line in path.read_text().splitlines()]
     assert [sample["step"] for sample in samples] == list(range(len(samples)))
     assert len(samples) >= 6
     assert 0 < samples[-1]["system_memory_usage_percentage"] < 100
-    with record_system_metrics(None):
+    with record_system_metrics(None, None):
         pass
 
 
@@ -45,7 +45,7 @@ def test_gpus_are_sampled_by_nvidia_smi(tmp_path: Path, monkeypatch: pytest.Monk
 
 def test_last_sample_is_written_at_the_end(tmp_path: Path) -> None:
     path = tmp_path / "system-0.jsonl"
-    with record_system_metrics(path):
+    with record_system_metrics(path, None):
         assert not path.exists()
     [sample] = [json.loads(line) for line in path.read_text().splitlines()]
     assert sample["step"] == 0
@@ -58,6 +58,6 @@ def test_hanging_nvidia_smi_does_not_block_the_end(tmp_path: Path, monkeypatch: 
     monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
     monkeypatch.setattr(system_metrics, "JOIN_TIMEOUT_SECONDS", 0.2)
     started = time.monotonic()
-    with record_system_metrics(tmp_path / "system-0.jsonl"):
+    with record_system_metrics(tmp_path / "system-0.jsonl", None):
         pass
     assert time.monotonic() - started < system_metrics.GPU_TIMEOUT_SECONDS

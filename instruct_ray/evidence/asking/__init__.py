@@ -1,0 +1,1 @@
+"""Asks the arms: engines, other models' endpoints, the journal of answers, latency."""

@@ -1,0 +1,1 @@
+"""Base and tuned model -> benchmarks.json: what tuning cost in general skill."""

@@ -1,0 +1,1 @@
+"""Evidence of a run -> report.html, one page that a person reads."""

@@ -1,0 +1,1 @@
+"""Answers -> evidence.json: figures, comparisons, verdict, slices and cost. Pure functions."""

@@ -1,0 +1,1 @@
+"""Finds the training rows and the passages that go into a prompt."""

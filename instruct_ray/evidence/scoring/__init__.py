@@ -1,0 +1,1 @@
+"""Measures of answers against expected outputs. Pure functions."""

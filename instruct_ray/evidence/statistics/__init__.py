@@ -1,0 +1,1 @@
+"""Intervals, tests, verdict and slices of the evidence. Pure functions."""
