@@ -13,11 +13,11 @@ from tests.cluster.manifests import (
     OVERLAYS,
     ROOT,
     Document,
-    Pod,
     all_pods,
     cluster_spec,
     find_document,
     is_ray_resource,
+    iter_pods,
     load_documents,
     num_gpus,
     render,
@@ -79,28 +79,23 @@ def test_every_mount_has_a_volume_and_every_claim_is_declared(folder: str) -> No
         assert used <= claims, pod.name
 
 
-def worker_pods() -> Iterator[Pod]:
-    """The pods of all worker groups."""
-    for overlay in OVERLAYS:
-        yield from (pod for pod in all_pods(overlay) if pod.group not in ("head", "submitter"))
-
-
-def test_workers_drain_before_they_are_killed() -> None:
-    for pod in worker_pods():
+@pytest.mark.parametrize("overlay", OVERLAYS)
+def test_workers_drain_before_they_are_killed(overlay: str) -> None:
+    for pod in (pod for pod in all_pods(overlay) if pod.group not in ("head", "submitter")):
         drain, grace = int(pod.env[DRAIN_TIMEOUT] or 0), pod.spec["terminationGracePeriodSeconds"]
         # Between them the node leaves the cluster.
         assert 20 <= grace - drain <= 60, pod.name
         assert drain >= 150, pod.name
 
 
-def test_requests_end_before_their_node_is_killed() -> None:
-    for overlay in OVERLAYS:
-        service = find_document(load_documents(overlay), "RayService", "incidents")
-        [application] = yaml.safe_load(service["spec"]["serveConfigV2"])["applications"]
-        [pod] = [pod for pod in worker_pods() if pod.document == service]
-        max_seconds = application["args"]["serving"]["max_seconds"]
-        assert max_seconds < int(pod.env[DRAIN_TIMEOUT] or 0)
-        assert max_seconds < service["spec"]["rayClusterDeletionDelaySeconds"]
+@pytest.mark.parametrize("overlay", OVERLAYS)
+def test_requests_end_before_their_node_is_killed(overlay: str) -> None:
+    service = find_document(load_documents(overlay), "RayService", "incidents")
+    [application] = yaml.safe_load(service["spec"]["serveConfigV2"])["applications"]
+    _, replicas = iter_pods(service)
+    max_seconds = application["args"]["serving"]["max_seconds"]
+    assert max_seconds < int(replicas.env[DRAIN_TIMEOUT] or 0)
+    assert max_seconds < service["spec"]["rayClusterDeletionDelaySeconds"]
 
 
 def test_heads_run_no_tasks_and_restart_at_once() -> None:
