@@ -8,14 +8,12 @@ from typing import Any
 from pydantic import BaseModel
 from pydantic_core import to_jsonable_python
 
-from instruct_ray.config.evidence import BenchmarksConfig
-from instruct_ray.config.gate import GateConfig
 from instruct_ray.config.schema import Config
 from instruct_ray.errors import InputError
 from instruct_ray.files import atomic_write_json
 from instruct_ray.run.folder import RunFolder
 
-# Keys that may change when a run is resumed: how the run is executed, and the paths of its sources. Sources are
+# Keys that may change when a run is resumed, with all keys below them: how the run is executed, and the paths of its sources. Sources are
 # identified by their content.
 RESUME_SAFE_KEYS = frozenset(
     {
@@ -23,6 +21,7 @@ RESUME_SAFE_KEYS = frozenset(
         "train.num_workers",
         "train.cpus_per_worker",
         "train.use_gpu",
+        "train.label_selector",
         "train.packed",
         "train.offload.optimizer",
         "train.offload.parameters",
@@ -34,18 +33,15 @@ RESUME_SAFE_KEYS = frozenset(
         "train.validation.max_wait_seconds",
         "train.validation.num_cpus",
         "train.validation.num_gpus",
+        "train.validation.label_selector",
         "train.loss_spike",
-        "train.loss_spike.factor",
-        "train.loss_spike.num_steps",
-        "train.loss_spike.window",
         # How the test rows are answered, and how often latency is measured; the answers stay the same.
         "evidence.num_engines",
         "evidence.num_latency_rows",
         # benchmarks.json records the benchmarks that it has.
-        *(f"evidence.benchmarks.{name}" for name in BenchmarksConfig.model_fields),
+        "evidence.benchmarks",
         # Each decision records the rules that it was made by.
         "registry.gate",
-        *(f"registry.gate.{name}" for name in GateConfig.model_fields),
     }
 )
 
@@ -63,7 +59,7 @@ def check_config_unchanged(config: Config, *sections: str) -> None:
         f"{key} was {_lookup(frozen, key)!r}, now {_lookup(current, key)!r}"
         for section in sorted(current.keys() & frozen.keys())
         for key in _differing_keys(section, frozen[section], current[section])
-        if key not in RESUME_SAFE_KEYS
+        if not _is_resume_safe(key)
     ]
     if changed:
         raise InputError(
@@ -133,6 +129,10 @@ def _differing_keys(key: str, old: Any, new: Any) -> Iterator[str]:
             yield from _differing_keys(f"{key}.{name}", old.get(name), new.get(name))
     elif old != new:
         yield key
+
+
+def _is_resume_safe(key: str) -> bool:
+    return any(key == safe or key.startswith(f"{safe}.") for safe in RESUME_SAFE_KEYS)
 
 
 def _lookup(values: Any, key: str) -> Any:

@@ -1,0 +1,73 @@
+"""Runs on the cluster, as a job before the job: tells what is there. Its text is sent, so that it needs no image.
+
+It imports nothing but the standard library at its top: what it looks for may be missing. It reads a JSON object from
+standard input, and its last line is MARKER with a JSON object.
+"""
+
+import glob
+import importlib.metadata
+import importlib.util
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+MARKER = "instruct_ray probe: "
+
+
+def look_up_packages(names: list[str]) -> dict[str, str | None]:
+    """The installed versions of packages; None of one that is missing."""
+    versions: dict[str, str | None] = {}
+    for name in names:
+        try:
+            versions[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            versions[name] = None
+    return versions
+
+
+def find_missing_modules(names: list[str]) -> list[str]:
+    """The modules that can't be imported."""
+    return [name for name in names if importlib.util.find_spec(name) is None]
+
+
+def find_missing_files(patterns: list[str]) -> list[str]:
+    """The paths and globs, made absolute here, that match no file or folder."""
+    paths = [str(Path(pattern).expanduser().absolute()) for pattern in patterns]
+    return [path for path in paths if not glob.glob(path, recursive=True)]
+
+
+def describe_cluster() -> dict[str, Any]:
+    """The nodes with their resources and labels, what autoscaling may add, and where the dashboard listens."""
+    import ray  # noqa: PLC0415  (may be missing)
+
+    context = ray.init(logging_level="ERROR", log_to_driver=False)
+    nodes = [
+        {"id": node["NodeID"], "name": node["NodeName"], "resources": node["Resources"], "labels": node["Labels"]}
+        for node in ray.nodes()
+        if node["Alive"]
+    ]
+    return {
+        "nodes": nodes,
+        "most": ray._private.state.state.get_max_resources_from_cluster_config(),
+        "dashboard": context.dashboard_url,
+    }
+
+
+def main() -> None:
+    """Answer the question on standard input."""
+    question = json.load(sys.stdin)
+    answer = {
+        "python": sys.version.split()[0],
+        "folder": str(Path.cwd()),
+        "packages": look_up_packages(question["packages"]),
+        "missing_modules": find_missing_modules(question["modules"]),
+        "missing_files": find_missing_files(question["files"]),
+    }
+    if answer["packages"].get("ray"):
+        answer |= describe_cluster()
+    print(MARKER + json.dumps(answer), flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,183 @@
+"""Ray's job server, with errors in one line. The only importer of `ray.job_submission`."""
+
+import asyncio
+import logging
+import os
+import time
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import aiohttp
+import requests
+from ray.exceptions import AuthenticationError
+from ray.job_submission import JobDetails, JobStatus, JobSubmissionClient
+
+from instruct_ray.errors import InputError, UnavailableError, one_line
+
+# The dashboard of a cluster that is starting answers some seconds before the agent that starts jobs.
+NO_AGENT = "No available agent"
+AGENT_SECONDS = 60.0
+RETRY_SECONDS = 2.0
+# A connection that breaks while a job is followed is tried again for so long.
+RECONNECT_SECONDS = 120.0
+POLL_SECONDS = 0.5
+MAX_ERROR_CHARACTERS = 300
+ENDED = (JobStatus.SUCCEEDED, JobStatus.FAILED, JobStatus.STOPPED)
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class JobRequest:
+    """What is submitted."""
+
+    id: str
+    entrypoint: str
+    runtime_env: Mapping[str, Any]
+    metadata: Mapping[str, str]
+
+
+class JobServer:
+    """The job server of a cluster that this process may use."""
+
+    def __init__(self, address: str) -> None:
+        """Connect.
+
+        Raises:
+            InputError: the token is missing or wrong.
+            UnavailableError: the server does not answer.
+        """
+        self.address = address
+        # Ray prefers the variable to an address that it is given.
+        os.environ["RAY_API_SERVER_ADDRESS"] = address
+        logging.getLogger("ray.dashboard").setLevel(logging.WARNING)
+        with self._errors():
+            self._client = JobSubmissionClient(address)
+            # The version is told without a token.
+            self._client.list_jobs()
+
+    def submit(self, request: JobRequest) -> None:
+        """Submit a job, with the files of its working directory.
+
+        Raises:
+            UnavailableError: the server does not take it.
+        """
+        deadline = time.monotonic() + AGENT_SECONDS
+        while True:
+            try:
+                with self._errors():
+                    self._client.submit_job(
+                        entrypoint=request.entrypoint,
+                        submission_id=request.id,
+                        runtime_env=dict(request.runtime_env),
+                        metadata=dict(request.metadata),
+                    )
+                return
+            except UnavailableError as error:
+                if NO_AGENT not in str(error) or time.monotonic() > deadline:
+                    raise
+            time.sleep(RETRY_SECONDS)
+
+    def jobs(self) -> list[JobDetails]:
+        """All jobs that the cluster remembers."""
+        with self._errors():
+            jobs: list[JobDetails] = self._client.list_jobs()
+        return jobs
+
+    def wait(self, job_id: str, seconds: float) -> JobDetails:
+        """Wait for a job to end; returns its details, also if it has not ended in time."""
+        deadline = time.monotonic() + seconds
+        while True:
+            with self._errors():
+                details: JobDetails = self._client.get_job_info(job_id)
+            if details.status in ENDED or time.monotonic() > deadline:
+                return details
+            time.sleep(POLL_SECONDS)
+
+    def logs(self, job_id: str) -> str:
+        """All that a job has printed."""
+        with self._errors():
+            return str(self._client.get_job_logs(job_id))
+
+    def endpoints(self) -> dict[str, str]:
+        """The URLs of the applications that Ray Serve runs on the cluster, by name."""
+        with self._errors():
+            response = self._client._do_request("GET", "/api/serve/applications/")
+        if response.status_code != requests.codes.ok:
+            return {}
+        details = response.json()
+        [host] = [proxy["node_ip"] for proxy in details.get("proxies", {}).values()][:1] or [None]
+        port = (details.get("http_options") or {}).get("port")
+        running = {name: app for name, app in details.get("applications", {}).items() if app["status"] == "RUNNING"}
+        return {name: f"http://{host}:{port}{app['route_prefix'] or '/'}v1" for name, app in running.items() if host}
+
+    def discard(self, job_id: str) -> None:
+        """Stop a job if it runs, and remove it from the list of jobs."""
+        with self._errors():
+            if self._client.get_job_status(job_id) not in ENDED:
+                self._client.stop_job(job_id)
+                self.wait(job_id, AGENT_SECONDS)
+            self._client.delete_job(job_id)
+
+    def follow(self, job_id: str, write: Callable[[str], None]) -> JobDetails:
+        """Pass on what a job prints until it ends. A connection that breaks is made again.
+
+        Raises:
+            UnavailableError: the server has not answered for RECONNECT_SECONDS.
+        """
+        num_written = 0
+        last_contact = time.monotonic()
+        while True:
+            try:
+                # The server sends the log from its start.
+                for text in _run(_skip(self._client.tail_job_logs(job_id), num_written)):
+                    write(text)
+                    num_written += len(text)
+                    last_contact = time.monotonic()
+                details = self.wait(job_id, AGENT_SECONDS)
+                if details.status in ENDED:
+                    return details
+            except (RuntimeError, aiohttp.ClientError, OSError) as error:
+                if time.monotonic() - last_contact > RECONNECT_SECONDS:
+                    raise UnavailableError(f"{self.address} does not answer any more ({one_line(error)})") from None
+                time.sleep(RETRY_SECONDS)
+
+    @contextmanager
+    def _errors(self) -> Iterator[None]:
+        """Raise what Ray's client raises in one line."""
+        try:
+            yield
+        except AuthenticationError as error:
+            problem = "asks for a token" if "401" in str(error) or "required" in str(error) else "refuses the token"
+            raise InputError(
+                f"{self.address} {problem}; set RAY_AUTH_TOKEN, or RAY_AUTH_TOKEN_PATH to its file, to that of the "
+                "cluster"
+            ) from None
+        except (requests.RequestException, ConnectionError) as error:
+            text = one_line(error, MAX_ERROR_CHARACTERS)
+            raise UnavailableError(f"{self.address} can't be reached ({text})") from None
+        except RuntimeError as error:
+            # The server's own traceback is in the text.
+            lines = str(error).strip().removesuffix(".").strip().splitlines()
+            raise UnavailableError(f"{self.address}: {lines[-1][:MAX_ERROR_CHARACTERS]}") from None
+
+
+async def _skip(texts: AsyncIterator[str], num_characters: int) -> AsyncIterator[str]:
+    """The texts without their first characters."""
+    async for text in texts:
+        rest, num_characters = text[num_characters:], max(0, num_characters - len(text))
+        if rest:
+            yield rest
+
+
+def _run(texts: AsyncIterator[str]) -> Iterator[str]:
+    """Read an asynchronous iterator in this thread."""
+    with asyncio.Runner() as runner:
+        while (text := runner.run(_next(texts))) is not None:
+            yield text
+
+
+async def _next(texts: AsyncIterator[str]) -> str | None:
+    return await anext(texts, None)
