@@ -21,7 +21,7 @@ def submit(
     address: Address = None,
     working_dir: Annotated[
         Path | None,
-        typer.Option(help="Folder that the job runs in, sent to the cluster; by default that of the image."),
+        typer.Option(help="Folder that the job runs in, sent to the cluster; by default the image's."),
     ] = None,
     follows: Annotated[
         bool, typer.Option("--follow/--no-wait", help="Print the job's log and exit as it does, or return at once.")
@@ -31,11 +31,14 @@ def submit(
     ] = False,
 ) -> None:
     """Run a stage as a job on a Ray cluster. Nothing is queued if the cluster can't run it."""
-    from instruct_ray.cli.submit import run_submit  # noqa: PLC0415  (a command loads only its own libraries)
-    from instruct_ray.submission.submit import Target  # noqa: PLC0415
+    from instruct_ray.cli.submit import (  # noqa: PLC0415  (a command loads only its own libraries)
+        SubmitOptions,
+        run_submit,
+    )
 
+    options = SubmitOptions(address, working_dir, follows, allow_open)
     with exit_codes():
-        run_submit(stage, config_file, overrides or (), Target(address, working_dir, allow_open), follows=follows)
+        run_submit(stage, config_file, overrides or (), options)
 
 
 def runs(

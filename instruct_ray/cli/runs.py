@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 
 from instruct_ray.console import StatusLine
 from instruct_ray.errors import InputError
-from instruct_ray.run.summary import RunSummary, list_runs
-from instruct_ray.submission.access import find_address
+from instruct_ray.run.summary import RUNS, RunSummary, list_runs
+from instruct_ray.submission.access import open_access
 
 if TYPE_CHECKING:
     from instruct_ray.submission.remote_runs import RunJob
@@ -27,18 +27,17 @@ def run_runs(storages: Sequence[Path], address: str | None, *, as_json: bool) ->
     if address is None and storages:
         runs = [run for storage in storages for run in _list_local(storage)]
         if as_json:
-            from instruct_ray.submission.remote_runs import RUNS  # noqa: PLC0415  (imports Ray, which takes seconds)
-
             print(RUNS.dump_json(runs).decode())
         else:
             print_runs(runs, {}, {})
         return
+    access = open_access(address, allow_open=True)
     with StatusLine("runs") as status:
         status("asking the cluster")
-        from instruct_ray.submission.job_server import JobServer  # noqa: PLC0415
+        from instruct_ray.submission.job_server import JobServer  # noqa: PLC0415  (imports Ray, which takes seconds)
         from instruct_ray.submission.remote_runs import fetch_runs, find_jobs  # noqa: PLC0415
 
-        server = JobServer(find_address(address))
+        server = JobServer(access.address)
         jobs = find_jobs(server)
         wanted = [str(storage) for storage in storages] or sorted({storage for storage, _ in jobs})
         if not wanted:
@@ -81,13 +80,20 @@ def _format_run(run: RunSummary, job: "RunJob | None", endpoints: Mapping[str, s
     return (
         run.name,
         run.stage,
-        NOTHING if run.step is None else f"{run.step}/{run.num_steps or '?'}",
+        _format_steps(run),
         NOTHING if run.seconds_left is None else str(timedelta(seconds=round(run.seconds_left))),
         run.verdict or NOTHING,
         run.version or NOTHING,
         process or NOTHING,
         endpoints.get(model, NOTHING),
     )
+
+
+def _format_steps(run: RunSummary) -> str:
+    if run.step is None:
+        return NOTHING
+    # Those of earlier versions do not know their number.
+    return str(run.step) if run.num_steps is None else f"{run.step}/{run.num_steps}"
 
 
 def _format_job(job: "RunJob") -> str:

@@ -2,13 +2,14 @@
 
 import sys
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from instruct_ray.console import StatusLine
 from instruct_ray.errors import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_TERMINATED, InputError
+from instruct_ray.submission.access import open_access
 from instruct_ray.submission.job_config import JobConfig
-from instruct_ray.submission.submit import Target, submit_stage
 
 if TYPE_CHECKING:
     from instruct_ray.submission.job_server import JobServer
@@ -16,8 +17,18 @@ if TYPE_CHECKING:
 STAGES = ("prepare", "tune", "evaluate", "register", "pipeline", "serve", "doctor", "benchmark", "learning-curve")
 
 
-def run_submit(stage: str, config_file: Path, overrides: Sequence[str], target: Target, *, follows: bool) -> None:
-    """Submit a stage; with `follows` print its log until it ends, and exit as it did.
+@dataclass(frozen=True)
+class SubmitOptions:
+    """The options of the command; see its help."""
+
+    address: str | None
+    working_dir: Path | None
+    follows: bool
+    allow_open: bool
+
+
+def run_submit(stage: str, config_file: Path, overrides: Sequence[str], options: SubmitOptions) -> None:
+    """Submit a stage; print its log until it ends, and exit as it did, unless the options say otherwise.
 
     Raises:
         InputError: the job could not work on this cluster.
@@ -26,11 +37,15 @@ def run_submit(stage: str, config_file: Path, overrides: Sequence[str], target: 
     if stage not in STAGES:
         raise InputError(f"{stage!r} can't be submitted; choose one of {', '.join(STAGES)}")
     job = JobConfig.load(config_file, overrides)
+    access = open_access(options.address, allow_open=options.allow_open)
     with StatusLine("submit") as status:
-        server, job_id = submit_stage(stage, job, target, status)
+        status(f"connecting to {access.address}")
+        from instruct_ray.submission.submit import submit_stage  # noqa: PLC0415  (imports Ray, which takes seconds)
+
+        server, job_id = submit_stage(stage, job, access, options.working_dir, status)
     print(f"submitted {job_id} to {server.address}")
     print("\n".join(_describe_commands(server, job_id)), flush=True)
-    if follows:
+    if options.follows:
         sys.exit(_follow(server, job_id))
 
 

@@ -13,8 +13,8 @@ from instruct_ray.errors import InputError
 from instruct_ray.files import atomic_write_json
 from instruct_ray.run.folder import RunFolder
 
-# Keys that may change when a run is resumed, with all keys below them: how the run is executed, and the paths of its sources. Sources are
-# identified by their content.
+# Keys that may change when a run is resumed, with all keys below them: how the run is executed, and the paths of its
+# sources. Sources are identified by their content.
 RESUME_SAFE_KEYS = frozenset(
     {
         "data.sources",

@@ -7,7 +7,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from pydantic import BaseModel
+from pydantic import BaseModel, TypeAdapter
 
 from instruct_ray.run.folder import MODEL_METADATA_FILE, RunFolder
 from instruct_ray.run.lock_file import EXPIRY_SECONDS, LOCK_FILE, describe_owner, read_lock
@@ -45,6 +45,9 @@ class RunSummary(BaseModel):
     def stage(self) -> str:
         """What the run is doing, or how far it is."""
         return self.finished if self.owner is None else NEXT_STAGE.get(self.finished, self.finished)
+
+
+RUNS = TypeAdapter(list[RunSummary])
 
 
 def list_runs(storage: Path) -> list[RunSummary]:

@@ -57,14 +57,15 @@ def describe_cluster() -> dict[str, Any]:
 def main() -> None:
     """Answer the question on standard input."""
     question = json.load(sys.stdin)
-    answer = {
+    packages = look_up_packages(question["packages"])
+    answer: dict[str, Any] = {
         "python": sys.version.split()[0],
         "folder": str(Path.cwd()),
-        "packages": look_up_packages(question["packages"]),
+        "packages": packages,
         "missing_modules": find_missing_modules(question["modules"]),
         "missing_files": find_missing_files(question["files"]),
     }
-    if answer["packages"].get("ray"):
+    if packages.get("ray"):
         answer |= describe_cluster()
     print(MARKER + json.dumps(answer), flush=True)
 

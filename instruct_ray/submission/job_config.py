@@ -43,9 +43,9 @@ class JobConfig:
         job._check_sent(path)
         return job
 
-    def command(self, arguments: Sequence[str]) -> str:
-        """The shell command that runs `instruct-ray` with these arguments and this config."""
-        command = ["python", "-m", "instruct_ray", *arguments, "--config", "-", *self.overrides]
+    def command(self, stage: str) -> str:
+        """The shell command that runs a stage with this config."""
+        command = ["python", "-m", "instruct_ray", stage, "--config", "-", *self.overrides]
         return f"{shlex.join(command)} <<'{END}'\n{self.text.rstrip()}\n{END}"
 
     def files(self) -> list[str]:

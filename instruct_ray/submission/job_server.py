@@ -52,7 +52,9 @@ class JobServer:
         self.address = address
         # Ray prefers the variable to an address that it is given.
         os.environ["RAY_API_SERVER_ADDRESS"] = address
-        logging.getLogger("ray.dashboard").setLevel(logging.WARNING)
+        # Ray's client logs each connection; both set their own level when they are imported.
+        for name in ("dashboard_sdk", "job.sdk"):
+            logging.getLogger(f"ray.dashboard.modules.{name}").setLevel(logging.WARNING)
         with self._errors():
             self._client = JobSubmissionClient(address)
             # The version is told without a token.

@@ -55,9 +55,8 @@ class Cluster:
         return urlsplit(f"//{self.answer['dashboard']}").hostname
 
     def may_grow_to(self, resource: str) -> float:
-        """How much of a resource there is or an autoscaler may add."""
-        present = sum(node["resources"].get(resource, 0.0) for node in self.answer["nodes"])
-        return max(present, float((self.answer["most"] or {}).get(resource, 0.0)))
+        """How much of a resource an autoscaler may bring the cluster to; 0 without an autoscaler."""
+        return float((self.answer["most"] or {}).get(resource, 0))
 
 
 def probe_cluster(server: JobServer, stage: str, job: JobConfig, runtime_env: Mapping[str, Any]) -> Cluster:
@@ -106,15 +105,11 @@ def check_packages(cluster: Cluster) -> None:
             f"the cluster has instruct_ray {found[PACKAGE]}, this machine {here}; install the cluster's version here, "
             "or build its image anew"
         )
-    problems = [
-        f"no {requirement.name}" if found[requirement.name] is None else f"{requirement.name} {found[requirement.name]}"
-        for requirement in _requirements()
-        if found[requirement.name] is None
-        or not requirement.specifier.contains(found[requirement.name], prereleases=True)
-    ]
-    if problems:
-        wanted = ", ".join(str(one) for one in _requirements() if any(one.name in text.split() for text in problems))
-        raise InputError(f"the cluster has {', '.join(problems)}; instruct_ray {here} needs {wanted} in its image")
+    unfit = [one for one in _requirements() if not _fits(one, found[one.name])]
+    if unfit:
+        present = ", ".join(f"{one.name} {found[one.name]}" if found[one.name] else f"no {one.name}" for one in unfit)
+        wanted = ", ".join(map(str, unfit))
+        raise InputError(f"the cluster has {present}; instruct_ray {here} needs {wanted} in the cluster's image")
 
 
 def check_inputs(cluster: Cluster, stage: str) -> None:
@@ -148,16 +143,20 @@ def check_resources(cluster: Cluster, stage: str, job: JobConfig) -> None:
             raise InputError(describe_shortage(cluster.nodes, train))
         if not train.wait_for_nodes:
             raise InputError(
-                f"{describe_shortage(cluster.nodes, train)}; the autoscaler may add them: set train.wait_for_nodes, such "
-                "as train.wait_for_nodes=900"
+                f"{describe_shortage(cluster.nodes, train)}; the autoscaler may add them: set train.wait_for_nodes, "
+                "such as train.wait_for_nodes=900"
             )
     if stage in SERVING_STAGES and serving.num_gpus:
         fitting = [node for node in cluster.nodes if matches(node.labels, serving.label_selector)]
-        if max((node.gpus for node in fitting), default=0) < serving.num_gpus > cluster.may_grow_to("GPU"):
+        if serving.num_gpus > max([cluster.may_grow_to("GPU"), *(node.gpus for node in fitting)]):
             raise InputError(
                 f"serving.num_gpus={serving.num_gpus:g}: no node has so many GPUs, and none may be added; set "
                 "serving.num_gpus=0 to run models on CPUs"
             )
+
+
+def _fits(requirement: Requirement, version: str | None) -> bool:
+    return version is not None and requirement.specifier.contains(version, prereleases=True)
 
 
 def _requirements() -> list[Requirement]:

@@ -6,15 +6,12 @@ import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from pydantic import TypeAdapter
-
 from instruct_ray.errors import InputError, RunFailedError, last_line
-from instruct_ray.run.summary import RunSummary
+from instruct_ray.run.summary import RUNS, RunSummary
 from instruct_ray.submission.job_server import ENDED, JobRequest, JobServer
 from instruct_ray.submission.submit import RUN_KEY, STAGE_KEY, STORAGE_KEY
 
 LIST_SECONDS = 120.0
-RUNS = TypeAdapter(list[RunSummary])
 
 
 @dataclass(frozen=True)

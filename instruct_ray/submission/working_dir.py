@@ -31,9 +31,10 @@ def check_working_dir(folder: Path) -> None:
     if total <= DASHBOARD_CLIENT_MAX_SIZE:
         return
     largest = ", ".join(f"{name} ({size / MIB:,.0f} MiB)" for name, size in sizes.most_common(NUM_LARGEST))
+    limit = f"{DASHBOARD_CLIENT_MAX_SIZE / MIB:.0f} MiB"
     raise InputError(
-        f"--working-dir: {folder} has {total / MIB:,.0f} MiB, more than the {DASHBOARD_CLIENT_MAX_SIZE / MIB:.0f} MiB that "
-        f"a cluster takes; list what the job does not need in {folder / '.rayignore'}; largest: {largest}"
+        f"--working-dir: {folder} has {total / MIB:,.0f} MiB, more than the {limit} that a cluster takes; list what "
+        f"the job does not need in {folder / '.rayignore'}; largest: {largest}"
     )
 
 

@@ -59,8 +59,17 @@ def describe_shortage(nodes: Sequence[Node], train: TrainConfig) -> str:
     num_fitting = sum(_num_workers(node, train) for node in nodes)
     while num_fitting and cpus < num_fitting * train.cpus_per_worker + other_cpus:
         num_fitting -= 1
-    advice = f"set train.num_workers={num_fitting}" if num_fitting else "lower train.cpus_per_worker"
+    advice = f"set train.num_workers={num_fitting}" if num_fitting else _advise_for_none(nodes, train)
     return f"{needed} can't be placed on {available}; {advice}, or add nodes (see train.wait_for_nodes)"
+
+
+def _advise_for_none(nodes: Sequence[Node], train: TrainConfig) -> str:
+    """What to change where not even one worker fits."""
+    if nodes and not any(matches(node.labels, train.label_selector) for node in nodes):
+        return "change train.label_selector, which no node matches"
+    if train.use_gpu and not any(node.gpus for node in nodes):
+        return "set train.use_gpu=false"
+    return "lower train.cpus_per_worker"
 
 
 def _num_workers(node: Node, train: TrainConfig) -> int:
