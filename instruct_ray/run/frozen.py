@@ -8,13 +8,15 @@ from typing import Any
 from pydantic import BaseModel
 from pydantic_core import to_jsonable_python
 
+from instruct_ray.config.evidence import BenchmarksConfig
+from instruct_ray.config.gate import GateConfig
 from instruct_ray.config.schema import Config
 from instruct_ray.errors import InputError
 from instruct_ray.files import atomic_write_json
 from instruct_ray.run.folder import RunFolder
 
-# Keys that may change when a run is resumed, with all keys below them: how the run is executed, and the paths of its
-# sources. Sources are identified by their content.
+# Keys that may change when a run is resumed: how the run is executed, and the paths of its sources. Sources are
+# identified by their content.
 RESUME_SAFE_KEYS = frozenset(
     {
         "data.sources",
@@ -35,13 +37,17 @@ RESUME_SAFE_KEYS = frozenset(
         "train.validation.num_gpus",
         "train.validation.label_selector",
         "train.loss_spike",
+        "train.loss_spike.factor",
+        "train.loss_spike.num_steps",
+        "train.loss_spike.window",
         # How the test rows are answered, and how often latency is measured; the answers stay the same.
         "evidence.num_engines",
         "evidence.num_latency_rows",
         # benchmarks.json records the benchmarks that it has.
-        "evidence.benchmarks",
+        *(f"evidence.benchmarks.{name}" for name in BenchmarksConfig.model_fields),
         # Each decision records the rules that it was made by.
         "registry.gate",
+        *(f"registry.gate.{name}" for name in GateConfig.model_fields),
     }
 )
 
@@ -132,7 +138,9 @@ def _differing_keys(key: str, old: Any, new: Any) -> Iterator[str]:
 
 
 def _is_resume_safe(key: str) -> bool:
-    return any(key == safe or key.startswith(f"{safe}.") for safe in RESUME_SAFE_KEYS)
+    # Below a label selector are no options but labels.
+    selector, _, label = key.partition(".label_selector.")
+    return (f"{selector}.label_selector" if label else key) in RESUME_SAFE_KEYS
 
 
 def _lookup(values: Any, key: str) -> Any:
