@@ -11,14 +11,26 @@ import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
+import ray
 
 BIN = Path(sys.executable).parent
 TOKEN = "a-token-for-tests-only-0123456789"
 # Labels of the node.
 LABELS = "market=spot"
+
+
+@dataclass(frozen=True)
+class TokenCluster:
+    """The addresses of a cluster."""
+
+    dashboard: str
+    """That jobs are submitted to."""
+    address: str
+    """That programs on the node join."""
 
 
 def find_free_port() -> int:
@@ -34,26 +46,26 @@ def user_environment() -> dict[str, str]:
 
 
 @contextmanager
-def token_cluster(num_cpus: int = 4) -> Iterator[str]:
-    """Start a head node; yields the address that jobs are submitted to."""
+def token_cluster(num_cpus: int = 4) -> Iterator[TokenCluster]:
+    """Start a head node."""
     # Ray puts Unix sockets there, whose paths must be short.
     folder = tempfile.mkdtemp(prefix="ray-", dir="/tmp")
-    port = find_free_port()
+    port, gcs_port = find_free_port(), find_free_port()
     command = [BIN / "ray", "start", "--head", "--block", f"--num-cpus={num_cpus}", f"--temp-dir={folder}"]
-    command += [f"--port={find_free_port()}", f"--dashboard-port={port}", "--dashboard-host=127.0.0.1"]
+    command += [f"--port={gcs_port}", f"--dashboard-port={port}", "--dashboard-host=127.0.0.1"]
     # The default port may be taken by another cluster on this machine, such as that of other tests.
     command += [f"--dashboard-agent-listen-port={find_free_port()}", f"--labels={LABELS}"]
     head = subprocess.Popen(
         command, env=user_environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
     )  # fmt: skip
-    address = f"http://127.0.0.1:{port}"
+    cluster = TokenCluster(f"http://127.0.0.1:{port}", f"{ray.util.get_node_ip_address()}:{gcs_port}")
     deadline = time.monotonic() + 120
     try:
-        while fetch_status_code(f"{address}/api/jobs/", TOKEN) != 200:
+        while fetch_status_code(f"{cluster.dashboard}/api/jobs/", TOKEN) != 200:
             assert head.poll() is None, "ray start failed"
             assert time.monotonic() < deadline, "the dashboard did not come up"
             time.sleep(0.5)
-        yield address
+        yield cluster
     finally:
         for process in psutil.Process(head.pid).children(recursive=True):
             process.kill()

@@ -22,7 +22,7 @@ AGENT_SECONDS = 60.0
 RETRY_SECONDS = 2.0
 # A connection that breaks while a job is followed is tried again for so long.
 RECONNECT_SECONDS = 120.0
-POLL_SECONDS = 0.5
+POLL_SECONDS = 0.2
 MAX_ERROR_CHARACTERS = 300
 ENDED = (JobStatus.SUCCEEDED, JobStatus.FAILED, JobStatus.STOPPED)
 
@@ -110,10 +110,13 @@ class JobServer:
         if response.status_code != requests.codes.ok:
             return {}
         details = response.json()
-        [host] = [proxy["node_ip"] for proxy in details.get("proxies", {}).values()][:1] or [None]
-        port = (details.get("http_options") or {}).get("port")
-        running = {name: app for name, app in details.get("applications", {}).items() if app["status"] == "RUNNING"}
-        return {name: f"http://{host}:{port}{app['route_prefix'] or '/'}v1" for name, app in running.items() if host}
+        # Every proxy takes requests for every application.
+        host = next((proxy["node_ip"] for proxy in details["proxies"].values()), None)
+        return {
+            name: f"http://{host}:{details['http_options']['port']}{application['route_prefix'].rstrip('/')}/v1"
+            for name, application in details["applications"].items()
+            if application["status"] == "RUNNING" and application["route_prefix"]
+        }
 
     def discard(self, job_id: str) -> None:
         """Stop a job if it runs, and remove it from the list of jobs."""

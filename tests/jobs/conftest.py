@@ -16,5 +16,5 @@ def environment() -> dict[str, str]:
 @pytest.fixture(scope="package")
 def dashboard() -> Iterator[str]:
     """The address that jobs are submitted to."""
-    with token_cluster() as address:
-        yield address
+    with token_cluster() as cluster:
+        yield cluster.dashboard

@@ -91,7 +91,7 @@ def test_pipeline_runs_all_stages_once_and_exits_as_the_gate_says(
         (
             "tune",
             ("train.use_gpu=true",),
-            "1 GPU plus 1 CPU for Ray Data can't be placed on 1 node(s) with 4 CPUs and 0",
+            "1 CPU and 1 GPU on nodes with market=spot, zone=!eu plus 1 CPU",
         ),
         ("pipeline", ("serving.num_gpus=2",), "serving.num_gpus=2: no node has so many GPUs"),
         ("tune", ("train.label_selector={market: on-demand}",), "change train.label_selector, which no node matches"),
