@@ -28,7 +28,15 @@ def look_up_packages(names: list[str]) -> dict[str, str | None]:
 
 def find_missing_modules(names: list[str]) -> list[str]:
     """The modules that can't be imported."""
-    return [name for name in names if importlib.util.find_spec(name) is None]
+    return [name for name in names if not _is_module(name)]
+
+
+def _is_module(name: str) -> bool:
+    try:
+        return importlib.util.find_spec(name) is not None
+    except ModuleNotFoundError:
+        # The package that it would be in is missing.
+        return False
 
 
 def find_missing_files(patterns: list[str]) -> list[str]:

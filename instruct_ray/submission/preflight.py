@@ -86,8 +86,10 @@ def probe_cluster(server: JobServer, stage: str, job: JobConfig, runtime_env: Ma
     return Cluster(json.loads(answers[-1]))
 
 
-def check_packages(cluster: Cluster) -> None:
+def check_packages(cluster: Cluster, *, is_source_sent: bool) -> None:
     """Check that the image has the project and its packages, in versions that fit.
+
+    `is_source_sent` tells whether the job runs the project's source from its working directory, not the image's.
 
     Raises:
         InputError: it does not.
@@ -99,8 +101,7 @@ def check_packages(cluster: Cluster) -> None:
             "--working-dir"
         )
     here = metadata.version(PACKAGE)
-    # A folder that was sent with --working-dir is not installed.
-    if found[PACKAGE] not in (None, here):
+    if not is_source_sent and found[PACKAGE] not in (None, here):
         raise InputError(
             f"the cluster has instruct_ray {found[PACKAGE]}, this machine {here}; install the cluster's version here, "
             "or build its image anew"
