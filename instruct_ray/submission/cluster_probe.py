@@ -8,6 +8,7 @@ import glob
 import importlib.metadata
 import importlib.util
 import json
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -45,21 +46,29 @@ def find_missing_files(patterns: list[str]) -> list[str]:
     return [path for path in paths if not glob.glob(path, recursive=True)]
 
 
-def describe_cluster() -> dict[str, Any]:
-    """The nodes with their resources and labels, what autoscaling may add, and where the dashboard listens."""
-    import ray  # noqa: PLC0415  (may be missing)
+def describe_cluster(address: str) -> dict[str, Any]:
+    """The nodes with their resources and labels, what autoscaling may add, and where the dashboard listens.
 
-    context = ray.init(logging_level="ERROR", log_to_driver=False)
+    The cluster is asked without joining it: Ray would list a job that joined for ever.
+    """
+    from ray._private import ray_constants  # noqa: PLC0415  (may be missing, like the others)
+    from ray._private.state import GlobalState  # noqa: PLC0415
+    from ray._raylet import GcsClient, GcsClientOptions  # noqa: PLC0415
+
+    state = GlobalState()
+    state._initialize_global_state(
+        GcsClientOptions.create(address, None, allow_cluster_id_nil=True, fetch_cluster_id_if_nil=False)
+    )
     nodes = [
         {"id": node["NodeID"], "name": node["NodeName"], "resources": node["Resources"], "labels": node["Labels"]}
-        for node in ray.nodes()
+        for node in state.node_table()
         if node["Alive"]
     ]
-    return {
-        "nodes": nodes,
-        "most": ray._private.state.state.get_max_resources_from_cluster_config(),
-        "dashboard": context.dashboard_url,
-    }
+    dashboard = GcsClient(address=address).internal_kv_get(
+        ray_constants.DASHBOARD_ADDRESS.encode(), ray_constants.KV_NAMESPACE_DASHBOARD
+    )
+    most = state.get_max_resources_from_cluster_config()
+    return {"nodes": nodes, "most": most, "dashboard": (dashboard or b"").decode()}
 
 
 def main() -> None:
@@ -74,7 +83,7 @@ def main() -> None:
         "missing_files": find_missing_files(question["files"]),
     }
     if packages.get("ray"):
-        answer |= describe_cluster()
+        answer |= describe_cluster(os.environ["RAY_ADDRESS"])
     print(MARKER + json.dumps(answer), flush=True)
 
 

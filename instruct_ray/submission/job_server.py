@@ -4,6 +4,7 @@ import asyncio
 import logging
 import os
 import time
+import uuid
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -24,6 +25,8 @@ RETRY_SECONDS = 2.0
 RECONNECT_SECONDS = 120.0
 POLL_SECONDS = 0.2
 MAX_ERROR_CHARACTERS = 300
+# Of the metadata of jobs that commands run to look at the cluster. They are kept for so long.
+HELPER_KEY, HELPER_SECONDS = "helper", 10.0
 ENDED = (JobStatus.SUCCEEDED, JobStatus.FAILED, JobStatus.STOPPED)
 
 logger = logging.getLogger(__name__)
@@ -99,7 +102,7 @@ class JobServer:
             time.sleep(POLL_SECONDS)
 
     def logs(self, job_id: str) -> str:
-        """All that a job has printed."""
+        """All that a job has printed so far."""
         with self._errors():
             return str(self._client.get_job_logs(job_id))
 
@@ -118,13 +121,35 @@ class JobServer:
             if application["status"] == "RUNNING" and application["route_prefix"]
         }
 
-    def discard(self, job_id: str) -> None:
-        """Stop a job if it runs, and remove it from the list of jobs."""
+    def run_helper(
+        self, name: str, command: str, runtime_env: Mapping[str, Any], seconds: float
+    ) -> tuple[JobDetails, str]:
+        """Run a short job for another command, and return its details and all that it printed.
+
+        Finished helpers are removed from the list of jobs by the next one: Ray writes the state of a job once more
+        some time after its end, so one that was removed at once would be there again.
+        """
+        self._remove_helpers()
+        job_id = f"{name}-{uuid.uuid4().hex[:8]}"
+        self.submit(JobRequest(job_id, command, runtime_env, {HELPER_KEY: name}))
+        try:
+            details = self.wait(job_id, seconds)
+        finally:
+            self._stop(job_id)
+        return details, self.logs(job_id)
+
+    def _stop(self, job_id: str) -> None:
         with self._errors():
             if self._client.get_job_status(job_id) not in ENDED:
                 self._client.stop_job(job_id)
-                self.wait(job_id, AGENT_SECONDS)
-            self._client.delete_job(job_id)
+
+    def _remove_helpers(self) -> None:
+        newest = 1000 * (time.time() - HELPER_SECONDS)
+        for job in self.jobs():
+            is_helper = job.status in ENDED and HELPER_KEY in (job.metadata or {})
+            if is_helper and (job.end_time or 0) < newest:
+                with self._errors():
+                    self._client.delete_job(job.submission_id)
 
     def follow(self, job_id: str, write: Callable[[str], None]) -> JobDetails:
         """Pass on what a job prints until it ends. A connection that breaks is made again.

@@ -2,7 +2,6 @@
 
 import json
 import shlex
-import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import metadata
@@ -16,7 +15,7 @@ from instruct_ray.config.label_selector import matches
 from instruct_ray.errors import InputError, RunFailedError, last_line
 from instruct_ray.submission import cluster_probe
 from instruct_ray.submission.job_config import JobConfig
-from instruct_ray.submission.job_server import JobRequest, JobServer
+from instruct_ray.submission.job_server import JobServer
 from instruct_ray.training.capacity.placement import Node, describe_shortage, plan_placement, required_cpus
 
 PACKAGE = "instruct-ray"
@@ -60,7 +59,7 @@ class Cluster:
 
 
 def probe_cluster(server: JobServer, stage: str, job: JobConfig, runtime_env: Mapping[str, Any]) -> Cluster:
-    """Run the probe as a job, in the environment of the job that is to come, and remove it again.
+    """Run the probe as a job, in the environment of the job that is to come.
 
     Raises:
         RunFailedError: it did not run.
@@ -72,14 +71,9 @@ def probe_cluster(server: JobServer, stage: str, job: JobConfig, runtime_env: Ma
     }
     script = Path(cluster_probe.__file__).read_text()
     command = f"python -c {shlex.quote(script)} <<'END'\n{json.dumps(question)}\nEND"
-    name = f"preflight-{uuid.uuid4().hex[:8]}"
-    server.submit(JobRequest(name, command, runtime_env, {"stage": "preflight"}))
-    try:
-        details = server.wait(name, PROBE_SECONDS)
-        lines = server.logs(name).splitlines()
-    finally:
-        server.discard(name)
-    answers = [line.removeprefix(cluster_probe.MARKER) for line in lines if line.startswith(cluster_probe.MARKER)]
+    details, log = server.run_helper("preflight", command, runtime_env, PROBE_SECONDS)
+    marker = cluster_probe.MARKER
+    answers = [line.removeprefix(marker) for line in log.splitlines() if line.startswith(marker)]
     if not answers:
         reason = last_line(Exception(details.message or "")) or f"it is {details.status} after {PROBE_SECONDS:g} s"
         raise RunFailedError(f"{server.address}: a job that looks at the cluster did not run: {reason}")

@@ -2,13 +2,12 @@
 
 import json
 import shlex
-import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from instruct_ray.errors import InputError, RunFailedError, last_line
 from instruct_ray.run.summary import RUNS, RunSummary
-from instruct_ray.submission.job_server import ENDED, JobRequest, JobServer
+from instruct_ray.submission.job_server import ENDED, JobServer
 from instruct_ray.submission.submit import RUN_KEY, STAGE_KEY, STORAGE_KEY
 
 LIST_SECONDS = 120.0
@@ -37,21 +36,16 @@ def find_jobs(server: JobServer) -> dict[tuple[str, str], RunJob]:
 
 
 def fetch_runs(server: JobServer, storages: Sequence[str]) -> list[RunSummary]:
-    """List the runs of storages that the cluster sees, by a job there that is removed again.
+    """List the runs of storages that the cluster sees, by a job there.
 
     Raises:
         InputError: a storage is no folder there.
         RunFailedError: the job did not run.
     """
     options = [word for storage in storages for word in ("--storage", storage)]
-    name = f"runs-{uuid.uuid4().hex[:8]}"
     command = shlex.join(["python", "-m", "instruct_ray", "runs", "--json", *options])
-    server.submit(JobRequest(name, command, {}, {STAGE_KEY: "runs"}))
-    try:
-        details = server.wait(name, LIST_SECONDS)
-        lines = server.logs(name).splitlines()
-    finally:
-        server.discard(name)
+    details, log = server.run_helper("runs", command, {}, LIST_SECONDS)
+    lines = log.splitlines()
     if details.status not in ENDED or details.driver_exit_code != 0:
         reason = next((line for line in reversed(lines) if line.strip()), str(details.status))
         if reason.startswith("error: "):
