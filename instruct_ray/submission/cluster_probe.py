@@ -51,20 +51,20 @@ def describe_cluster(address: str) -> dict[str, Any]:
 
     The cluster is asked without joining it: Ray would list a job that joined for ever.
     """
-    from ray._private import ray_constants  # noqa: PLC0415  (may be missing, like the others)
+    import ray  # noqa: PLC0415  (may be missing, like the others)
+    from ray._private import ray_constants  # noqa: PLC0415
     from ray._private.state import GlobalState  # noqa: PLC0415
-    from ray._raylet import GcsClient, GcsClientOptions  # noqa: PLC0415
 
     state = GlobalState()
     state._initialize_global_state(
-        GcsClientOptions.create(address, None, allow_cluster_id_nil=True, fetch_cluster_id_if_nil=False)
+        ray._raylet.GcsClientOptions.create(address, None, allow_cluster_id_nil=True, fetch_cluster_id_if_nil=False)
     )
     nodes = [
         {"id": node["NodeID"], "name": node["NodeName"], "resources": node["Resources"], "labels": node["Labels"]}
         for node in state.node_table()
         if node["Alive"]
     ]
-    dashboard = GcsClient(address=address).internal_kv_get(
+    dashboard = ray._raylet.GcsClient(address=address).internal_kv_get(
         ray_constants.DASHBOARD_ADDRESS.encode(), ray_constants.KV_NAMESPACE_DASHBOARD
     )
     most = state.get_max_resources_from_cluster_config()
