@@ -62,10 +62,7 @@ def learning_curve(
     overrides: Overrides = None,
 ) -> None:
     """Tune on parts of the training rows, to see what more rows would bring. Rerun it to resume."""
-    from instruct_ray.cli.learning_curve import (  # noqa: PLC0415
-        DEFAULT_FRACTIONS,
-        run_learning_curve,
-    )
+    from instruct_ray.cli.learning_curve import DEFAULT_FRACTIONS, run_learning_curve  # noqa: PLC0415
 
     _run(lambda config: run_learning_curve(config, fractions or DEFAULT_FRACTIONS), config_file, overrides)
 

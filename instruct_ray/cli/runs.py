@@ -25,7 +25,9 @@ def run_runs(storages: Sequence[Path], address: str | None, *, as_json: bool) ->
         UnavailableError: the cluster does not answer.
     """
     if address is None and storages:
-        runs = [run for storage in storages for run in _list_local(storage)]
+        # A cluster may remember jobs whose storage is gone.
+        present = [storage for storage in storages if storage.is_dir() or not as_json]
+        runs = [run for storage in present for run in _list_local(storage)]
         if as_json:
             print(RUNS.dump_json(runs).decode())
         else:

@@ -60,8 +60,8 @@ class JobServer:
             logging.getLogger(f"ray.dashboard.modules.{name}").setLevel(logging.WARNING)
         with self._errors():
             self._client = JobSubmissionClient(address)
-            # The version is told without a token.
-            self._client.list_jobs()
+            self.jobs: list[JobDetails] = self._client.list_jobs()
+        """All jobs that the cluster remembers, as they were when this object was made."""
 
     def submit(self, request: JobRequest) -> None:
         """Submit a job, with the files of its working directory.
@@ -84,12 +84,6 @@ class JobServer:
                 if NO_AGENT not in str(error) or time.monotonic() > deadline:
                     raise
             time.sleep(RETRY_SECONDS)
-
-    def jobs(self) -> list[JobDetails]:
-        """All jobs that the cluster remembers."""
-        with self._errors():
-            jobs: list[JobDetails] = self._client.list_jobs()
-        return jobs
 
     def wait(self, job_id: str, seconds: float) -> JobDetails:
         """Wait for a job to end; returns its details, also if it has not ended in time."""
@@ -145,7 +139,7 @@ class JobServer:
 
     def _remove_helpers(self) -> None:
         newest = 1000 * (time.time() - HELPER_SECONDS)
-        for job in self.jobs():
+        for job in self.jobs:
             is_helper = job.status in ENDED and HELPER_KEY in (job.metadata or {})
             if is_helper and (job.end_time or 0) < newest:
                 with self._errors():
@@ -158,19 +152,20 @@ class JobServer:
             UnavailableError: the server has not answered for RECONNECT_SECONDS.
         """
         num_written = 0
-        last_contact = time.monotonic()
+        failing_since: float | None = None
         while True:
             try:
                 # The server sends the log from its start.
                 for text in _run(_skip(self._client.tail_job_logs(job_id), num_written)):
                     write(text)
                     num_written += len(text)
-                    last_contact = time.monotonic()
+                    failing_since = None
                 details = self.wait(job_id, AGENT_SECONDS)
                 if details.status in ENDED:
                     return details
             except (RuntimeError, aiohttp.ClientError, OSError) as error:
-                if time.monotonic() - last_contact > RECONNECT_SECONDS:
+                failing_since = failing_since or time.monotonic()
+                if time.monotonic() - failing_since > RECONNECT_SECONDS:
                     raise UnavailableError(f"{self.address} does not answer any more ({one_line(error)})") from None
                 time.sleep(RETRY_SECONDS)
 

@@ -5,7 +5,7 @@ import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from instruct_ray.errors import InputError, RunFailedError, last_line
+from instruct_ray.errors import RunFailedError
 from instruct_ray.run.summary import RUNS, RunSummary
 from instruct_ray.submission.job_server import ENDED, JobServer
 from instruct_ray.submission.submit import RUN_KEY, STAGE_KEY, STORAGE_KEY
@@ -27,7 +27,7 @@ class RunJob:
 def find_jobs(server: JobServer) -> dict[tuple[str, str], RunJob]:
     """The newest job of each run that `instruct-ray submit` started, by storage and name of the run."""
     jobs: dict[tuple[str, str], RunJob] = {}
-    for job in sorted(server.jobs(), key=lambda job: job.start_time or 0):
+    for job in sorted(server.jobs, key=lambda job: job.start_time or 0):
         values = job.metadata or {}
         if job.submission_id and RUN_KEY in values:
             key = (values[STORAGE_KEY], values[RUN_KEY])
@@ -36,10 +36,9 @@ def find_jobs(server: JobServer) -> dict[tuple[str, str], RunJob]:
 
 
 def fetch_runs(server: JobServer, storages: Sequence[str]) -> list[RunSummary]:
-    """List the runs of storages that the cluster sees, by a job there.
+    """List the runs of storages that the cluster sees, by a job there. A storage that it does not see has none.
 
     Raises:
-        InputError: a storage is no folder there.
         RunFailedError: the job did not run.
     """
     options = [word for storage in storages for word in ("--storage", storage)]
@@ -48,7 +47,5 @@ def fetch_runs(server: JobServer, storages: Sequence[str]) -> list[RunSummary]:
     lines = log.splitlines()
     if details.status not in ENDED or details.driver_exit_code != 0:
         reason = next((line for line in reversed(lines) if line.strip()), str(details.status))
-        if reason.startswith("error: "):
-            raise InputError(reason.removeprefix("error: "))
-        raise RunFailedError(f"{server.address}: the runs can't be listed: {last_line(Exception(reason))}")
+        raise RunFailedError(f"{server.address}: the runs can't be listed: {reason}")
     return RUNS.validate_python(json.loads(lines[-1]))

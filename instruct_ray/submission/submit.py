@@ -65,7 +65,7 @@ def _check_unused(server: JobServer, job: JobConfig) -> None:
         InputError: one does.
     """
     run = job.config.run
-    for other in server.jobs():
+    for other in server.jobs:
         values = other.metadata or {}
         is_same = (values.get(RUN_KEY), values.get(STORAGE_KEY)) == (run.name, str(run.storage))
         if is_same and other.status not in ENDED:
