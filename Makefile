@@ -6,7 +6,7 @@ RUN := $(VENV)/bin/python
 READY := $(VENV)/.ready
 DEMO_OUT ?= runs/demo
 DRILL ?=
-BENCH ?= tokens train quality prepare feed ray checkpoint evaluate endpoint batching
+BENCH ?= tokens train quality prepare feed ray submit checkpoint evaluate endpoint batching
 # vLLM has an environment of its own, for its dependencies.
 VLLM_VENV := .venv-vllm
 AUDIT_VENV := .venv-audit
