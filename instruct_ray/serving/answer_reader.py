@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator
 from ray.serve.handle import DeploymentResponseGenerator
 
 from instruct_ray.serving.answer import ReplicaMessage
-from instruct_ray.serving.replica_messages import COMPLETE_REASONS, AnswerStart, ReplicaChunk, RequestError
+from instruct_ray.serving.replica_messages import COMPLETE_REASONS, AnswerStart, ReplicaChunk, RequestError, TokenCounts
 
 
 class AnswerFailedError(RuntimeError):
@@ -14,13 +14,18 @@ class AnswerFailedError(RuntimeError):
 
 
 class AnswerReader:
-    """Reads the messages of one answer. `num_prompt_tokens` and `num_completion_tokens` count what has been read."""
+    """Reads the messages of one answer."""
 
     def __init__(self, messages: "DeploymentResponseGenerator[ReplicaMessage]", deadline: float) -> None:
         """Read messages up to `deadline`, a time of the event loop."""
         self._messages, self._deadline = messages, deadline
         self._is_finished = False
-        self.num_prompt_tokens = self.num_completion_tokens = 0
+        self._num_prompt_tokens = self._num_cached_tokens = self._num_completion_tokens = 0
+
+    @property
+    def counts(self) -> TokenCounts:
+        """The tokens of what has been read."""
+        return TokenCounts(self._num_prompt_tokens, self._num_cached_tokens, self._num_completion_tokens)
 
     async def read_start(self) -> AnswerStart | RequestError:
         """Read the first message.
@@ -34,7 +39,7 @@ class AnswerReader:
         assert isinstance(start, (AnswerStart, RequestError))
         self._is_finished = isinstance(start, RequestError)
         if isinstance(start, AnswerStart):
-            self.num_prompt_tokens, self._num_open = start.num_prompt_tokens, start.num_choices
+            self._num_prompt_tokens, self._num_open = start.num_prompt_tokens, start.num_choices
         return start
 
     async def read_chunks(self) -> AsyncIterator[ReplicaChunk]:
@@ -51,7 +56,8 @@ class AnswerReader:
             except StopAsyncIteration:
                 raise AnswerFailedError("the answer ended before all of its choices did") from None
             assert isinstance(chunk, ReplicaChunk)
-            self.num_completion_tokens += chunk.num_tokens
+            self._num_completion_tokens += chunk.num_tokens
+            self._num_cached_tokens += chunk.num_cached_tokens
             if chunk.finish_reason is not None:
                 if chunk.finish_reason not in COMPLETE_REASONS:
                     raise AnswerFailedError(f"a choice ended with {chunk.finish_reason}")

@@ -2,6 +2,7 @@
 
 import logging
 import threading
+import time
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 
@@ -13,7 +14,7 @@ from instruct_ray.serving.followed_version import FollowedVersion
 from instruct_ray.serving.further_versions import FurtherVersions
 from instruct_ray.serving.loaded_version import LoadedVersion
 from instruct_ray.serving.replica_messages import ModelInfo, RequestError
-from instruct_ray.serving.version_pool import MAX_ERROR_CHARACTERS, VersionPool
+from instruct_ray.serving.version_pool import DRAIN_POLL_SECONDS, MAX_ERROR_CHARACTERS, VersionPool
 
 logger = logging.getLogger(__name__)
 
@@ -110,11 +111,11 @@ class ServedModels:
     def _update_further(self) -> None:
         self._further.find(self._pool[self._followed.number])
         # First, so that fewer are in memory together.
-        self._pool.keep_only({*self._followed.numbers, *self._further.wanted_keys}, self._stopped)
+        self._pool.keep_only({*self._followed.numbers, *self._further.wanted_keys})
         self._further.load()
 
     def _follow(self, seconds: float) -> None:
-        while not self._stopped.wait(seconds):
+        while not self._wait(seconds):
             try:
                 self.follow_once()
             except Exception as error:  # whatever fails, the versions that are loaded go on
@@ -122,6 +123,15 @@ class ServedModels:
                     logger.exception("%s@%s can't be followed", self._name, self._alias)
                 reason = one_line(error, MAX_ERROR_CHARACTERS)
                 self._followed.say(f"{self._name}@{self._alias} can't be followed: {reason}")
+
+    def _wait(self, seconds: float) -> bool:
+        """Wait until the next look, and close versions meanwhile that were drained; returns whether it is the end."""
+        end = time.monotonic() + seconds
+        while self._pool.is_draining and time.monotonic() + DRAIN_POLL_SECONDS < end:
+            if self._stopped.wait(DRAIN_POLL_SECONDS):
+                return True
+            self._pool.close_drained()
+        return self._stopped.wait(max(0.0, end - time.monotonic()))
 
     def _choose(self, model: str) -> str:
         """The key of the version that a model name stands for."""

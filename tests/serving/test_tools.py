@@ -110,11 +110,33 @@ def test_text_without_a_call_is_content(client: openai.OpenAI) -> None:
     assert read_stream(ask(client, hello, stream=True)) == ("Hi, how are you?", [], "stop")
 
 
-def test_call_that_is_cut_is_content(client: openai.OpenAI) -> None:
+def test_call_that_is_cut_is_left_out(client: openai.OpenAI) -> None:
     choice = ask(client, ADD_QUESTION, max_tokens=8).choices[0]
-    assert (choice.finish_reason, choice.message.tool_calls) == ("length", None)
-    assert choice.message.content.startswith("<tool_call>")
-    assert read_stream(ask(client, ADD_QUESTION, max_tokens=8, stream=True))[0] == choice.message.content
+    assert (choice.finish_reason, choice.message.tool_calls, choice.message.content) == ("length", None, "")
+    assert read_stream(ask(client, ADD_QUESTION, max_tokens=8, stream=True)) == ("", [], "length")
+    request: dict[str, Any] = {"model": "calculator", "tools": [make_responses_tool()], "temperature": 0}
+    response = client.responses.create(input="What is 2 + 3?", max_output_tokens=16, **request)
+    assert (response.status, response.output_text) == ("incomplete", "")
+
+
+def test_tokens_of_the_cache_are_reported(client: openai.OpenAI) -> None:
+    system = {"role": "system", "content": "You count. " * 12}
+
+    def ask_cached(question: str) -> tuple[int, int]:
+        usage = ask(client, system, {"role": "user", "content": question}, max_tokens=1).usage
+        return usage.prompt_tokens_details.cached_tokens, usage.prompt_tokens
+
+    counts = [ask_cached(f"What is {number} + 3?") for number in range(4)]
+    assert counts[0][0] == 0 and 64 < counts[-1][0] < counts[-1][1]
+    stream = ask(client, system, ADD_QUESTION, stream=True, stream_options={"include_usage": True}, n=2)
+    assert list(stream)[-1].usage.prompt_tokens_details.cached_tokens == counts[-1][0]
+    request: dict[str, Any] = {
+        "model": "calculator",
+        "tools": [make_responses_tool()],
+        "instructions": system["content"],
+    }
+    usage = client.responses.create(input="What is 9 + 3?", **request).usage
+    assert usage.input_tokens_details.cached_tokens == counts[-1][0]
 
 
 def test_call_of_an_unknown_function_is_content(client: openai.OpenAI) -> None:
@@ -198,6 +220,16 @@ def test_responses_api_calls_and_answers(client: openai.OpenAI) -> None:
     named = {"type": "function", "name": "calculate"}
     forced = client.responses.create(input="Hello", tool_choice=named, **request)
     assert [item.type for item in forced.output] == ["function_call"]
+
+
+def test_errors_of_the_responses_api_name_its_fields(client: openai.OpenAI) -> None:
+    with pytest.raises(openai.BadRequestError, match="in the input, ") as error:
+        client.responses.create(model="calculator", input="word " * 2000)
+    assert (error.value.param, error.value.code) == ("input", "context_length_exceeded")
+    text = {"format": {"type": "json_schema", "name": "x", "schema": {"type": "no such type"}}}
+    with pytest.raises(openai.BadRequestError) as error:
+        client.responses.create(model="calculator", input="x", text=text)
+    assert (error.value.param, error.value.code) == ("text.format", "invalid_json_schema")
 
 
 def test_streamed_responses_have_the_events_of_their_items(client: openai.OpenAI) -> None:
