@@ -6,6 +6,7 @@ RUN := $(VENV)/bin/python
 READY := $(VENV)/.ready
 DEMO_OUT ?= runs/demo
 DRILL ?=
+SOAK_MINUTES ?= 30
 BENCH ?= tokens train quality prepare feed ray checkpoint evaluate endpoint batching
 # vLLM has an environment of its own, for its dependencies.
 VLLM_VENV := .venv-vllm
@@ -62,7 +63,7 @@ test-slow: $(READY)  ## more faults, every ZeRO stage and number of workers, mem
 	@$(RUN) -m pytest -m slow
 
 drill: $(READY)  ## run the fault-injection suite and print what each fault cost; DRILL="F1 F9" for some
-	@$(RUN) -m tests.drill $(DRILL)
+	@$(RUN) -m tests.drill --soak-minutes $(SOAK_MINUTES) $(DRILL)
 
 bench: $(READY)  ## measure against peers, for hours on a quiet machine; BENCH=train for one, see tests/bench
 	@set -e; for name in $(BENCH); do $(RUN) -m tests.bench.bench_$$name; done

@@ -39,7 +39,8 @@ IMPORTERS = {
     "lm_eval": {"evidence/benchmarks/harness.py"},
     "ray.serve": {
         "serving/app.py", "serving/gateway.py", "serving/answer_sender.py", "serving/answer_reader.py",
-        "serving/errors.py", "serving/probe.py", "serving/served_version.py", "cli/stages/serve.py",
+        "serving/errors.py", "serving/peer_version.py", "serving/probe.py", "serving/served_version.py",
+        "cli/stages/serve.py",
     },
     "typer": {"cli/main.py"},
     "vllm": {

@@ -114,7 +114,8 @@ class ServingConfig(Section):
     canary: CanaryConfig | None = None
     """Whether a new version gets a share of the requests first, and which. With more errors or a higher latency than
     allowed it is rejected and gets none, until another decision; `/health` says why. Null moves all requests to it once
-    it is loaded and checked. An endpoint or replica that starts serves the version under the alias at once."""
+    it is loaded and checked. Each replica judges by its own requests. One that starts beside others begins with the
+    version that they serve; an endpoint that starts serves the version under the alias at once."""
     also_serve: tuple[Annotated[str, BeforeValidator(check_further_model)], ...] = ()
     """Models that are loaded beside the followed version, for requests that name them: aliases such as `previous` and
     `candidate` (`NAME@previous`), version numbers (`NAME/3`), and `base`, the base model of the followed version

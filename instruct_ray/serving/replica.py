@@ -6,6 +6,7 @@ from contextlib import aclosing, contextmanager
 from instruct_ray.config.schema import RegistryConfig
 from instruct_ray.config.serving import ServingConfig
 from instruct_ray.serving.answer import AnyRequest, ReplicaMessage, answer
+from instruct_ray.serving.peer_version import find_peer_version
 from instruct_ray.serving.replica_messages import ModelInfo
 from instruct_ray.serving.request_timer import RequestTimer
 from instruct_ray.serving.served_models import ModelNotServedError, ServedModels
@@ -15,7 +16,8 @@ class ModelReplica:
     """Answers requests; `build_app` makes a Serve deployment of this class."""
 
     def __init__(self, registry: RegistryConfig, serving: ServingConfig) -> None:
-        self._models = ServedModels(registry, serving)
+        follows_canaries = serving.canary is not None and serving.follow_seconds is not None
+        self._models = ServedModels(registry, serving, find_peer_version(registry.name) if follows_canaries else None)
         self._max_new_tokens, self._max_seconds = serving.max_new_tokens, serving.max_seconds
 
     def info(self) -> ModelInfo:

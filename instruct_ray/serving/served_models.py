@@ -33,8 +33,13 @@ class ServedModels:
     Whatever fails, the versions that are loaded go on, and `info` says why.
     """
 
-    def __init__(self, registry: RegistryConfig, serving: ServingConfig) -> None:
+    def __init__(self, registry: RegistryConfig, serving: ServingConfig, first_number: str | None = None) -> None:
         """Load the version under the alias, and the further ones as far as possible.
+
+        Args:
+            registry: the model and its alias.
+            serving: the options of the endpoint.
+            first_number: the version to begin with, if it is not the one under the alias; that one is then followed.
 
         Raises:
             InputError: the version under the alias can't be served.
@@ -44,7 +49,8 @@ class ServedModels:
         self._name, self._alias, self._pool = registry.name, registry.alias, VersionPool(serving)
         self._followed_names = (self._name, f"{self._name}@{self._alias}")
         arguments = ModelRegistry(registry.uri), self._name, self._alias, serving, self._pool
-        self._followed, self._further = FollowedVersion(*arguments), FurtherVersions(*arguments)
+        self._followed = FollowedVersion(*arguments, first_number=first_number)
+        self._further = FurtherVersions(*arguments)
         self._stopped = threading.Event()
         self._update_further()
         if serving.follow_seconds is not None:
