@@ -5,7 +5,7 @@ import logging
 from instruct_ray.config.serving import ServingConfig
 from instruct_ray.errors import InputError, UnavailableError, one_line
 from instruct_ray.registry.model_registry import ModelRegistry
-from instruct_ray.serving.alias_follower import Target, find_target
+from instruct_ray.serving.alias_follower import Target, find_decided_version, find_target
 from instruct_ray.serving.canary import Canary
 from instruct_ray.serving.loaded_version import LoadedVersion, load_version
 from instruct_ray.serving.version_pool import VersionPool
@@ -115,9 +115,9 @@ class FollowedVersion:
     def _load_first(self, number: str) -> bool:
         """Load the version to begin with; returns whether it can be served."""
         try:
-            version = self._registry.get(self._name, number)
+            version = find_decided_version(self._registry, self._name, self._alias, number)
         except (InputError, UnavailableError) as error:
-            logger.warning("version %s is not found: %s", number, one_line(error))
+            logger.warning("version %s, which others serve, can't be served: %s", number, one_line(error))
             return False
         return self._pool.try_load(number, f"version {number}", lambda: self._load(version)) is None
 

@@ -62,6 +62,7 @@ class MlflowSpanExporter(SpanExporter):
             return SpanExportResult.FAILURE
         if result is not SpanExportResult.SUCCESS:
             # The experiment may have been deleted, or the server replaced.
+            self._exporter.shutdown()
             self._exporter = None
             self._log(f"{self._uri} did not take {len(spans)} spans")
         return result
