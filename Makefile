@@ -7,7 +7,7 @@ READY := $(VENV)/.ready
 DEMO_OUT ?= runs/demo
 DRILL ?=
 SOAK_MINUTES ?= 30
-BENCH ?= tokens train quality prepare feed ray checkpoint evaluate endpoint batching
+BENCH ?= tokens train quality prepare feed ray submit checkpoint evaluate endpoint batching
 # vLLM has an environment of its own, for its dependencies.
 VLLM_VENV := .venv-vllm
 AUDIT_VENV := .venv-audit
