@@ -40,7 +40,9 @@ IMPORTERS = {
     "ray.serve": {
         "serving/app.py", "serving/gateway.py", "serving/answer_reader.py", "serving/errors.py",
         "serving/probe.py", "serving/served_version.py", "cli/stages/serve.py",
+        "serving/endpoint_metrics.py", "serving/replica_metrics.py",
     },
+    "ray.util.metrics": {"training/driver/run_metrics.py"},
     "typer": {"cli/main.py"},
     "vllm": {
         "inference/vllm_engine.py", "inference/vllm_grammars.py", "inference/vllm_requests.py",
