@@ -85,7 +85,8 @@ class RayNodes:
         assert result.returncode == 0, result.stdout + result.stderr
 
     def _start(self, *options: str) -> None:
-        command = [BIN / "ray", "start", "--block", "--node-ip-address=127.0.0.1", *options]
+        # An address of its own: Ray Train tells nodes apart by it.
+        command = [BIN / "ray", "start", "--block", f"--node-ip-address=127.0.0.{len(self._nodes) + 1}", *options]
         # The default port may be taken by another node on this machine.
         command += [f"--dashboard-agent-listen-port={find_free_port()}", "--object-store-memory=100000000"]
         if "--head" in options:
