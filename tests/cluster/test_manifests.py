@@ -24,7 +24,7 @@ from instruct_ray.serving.app import AppArgs
 ROOT = Path(__file__).parents[2]
 CLUSTER = ROOT / "cluster"
 CRDS = ROOT.parent / "shared" / "data" / "kuberay-crds"
-TEXTS = {path.name: path.read_text() for path in sorted(CLUSTER.iterdir())}
+TEXTS = {path.name: path.read_text() for path in sorted(CLUSTER.iterdir()) if path.is_file()}
 DOCUMENTS = {name: list(yaml.safe_load_all(text)) for name, text in TEXTS.items() if name.endswith(".yaml")}
 KUBERNETES = [document for documents in DOCUMENTS.values() for document in documents if "kind" in document]
 RAY_RESOURCES = [document for document in KUBERNETES if document["apiVersion"] == "ray.io/v1"]
