@@ -84,6 +84,12 @@ class RayNodes:
         )
         assert result.returncode == 0, result.stdout + result.stderr
 
+    def kill_a_training_worker(self) -> None:
+        """Kill a worker of Ray Train with SIGKILL."""
+        processes = [child for node in self._nodes for child in psutil.Process(node.pid).children(recursive=True)]
+        [worker, *_] = [one for one in processes if "RayTrainWorker" in " ".join(one.cmdline())]
+        worker.kill()
+
     def _start(self, *options: str) -> None:
         # An address of its own: Ray Train tells nodes apart by it.
         command = [BIN / "ray", "start", "--block", f"--node-ip-address=127.0.0.{len(self._nodes) + 1}", *options]
