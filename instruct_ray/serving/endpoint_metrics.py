@@ -20,19 +20,35 @@ SECONDS_BUCKETS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120
 
 
 class Counter:
-    """A counter in both places."""
+    """A counter in both places, with the methods of Prometheus' client."""
 
     def __init__(self, registry: CollectorRegistry, name: str, description: str, *labels: str) -> None:
         self._labels = labels
         self._own = prometheus_client.Counter(PREFIX + name, description, labels, registry=registry)
         self._ray = ray_metrics.Counter(PREFIX + name, description, labels)
 
-    def inc(self, *values: str, by: int = 1) -> None:
-        """Increase the counter whose labels have these values."""
-        (self._own.labels(*values) if values else self._own).inc(by)
+    def labels(self, *values: str) -> "CounterSeries":
+        """The series whose labels have these values."""
+        own = self._own.labels(*values) if values else self._own
+        return CounterSeries(own, self._ray, dict(zip(self._labels, values, strict=True)))
+
+    def inc(self) -> None:
+        """Increase a counter without labels by 1."""
+        self.labels().inc()
+
+
+class CounterSeries:
+    """One series of a counter in both places."""
+
+    def __init__(self, own: prometheus_client.Counter, ray: ray_metrics.Counter, tags: dict[str, str]) -> None:
+        self._own, self._ray, self._tags = own, ray, tags
+
+    def inc(self, amount: int = 1) -> None:
+        """Increase it."""
+        self._own.inc(amount)
         # Ray refuses an increment by 0.
-        if by:
-            self._ray.inc(by, dict(zip(self._labels, values, strict=True)))
+        if amount:
+            self._ray.inc(amount, self._tags)
 
 
 class Histogram:
@@ -45,10 +61,26 @@ class Histogram:
         )
         self._ray = ray_metrics.Histogram(PREFIX + name, description, list(SECONDS_BUCKETS), labels)
 
-    def observe(self, seconds: float, *values: str) -> None:
-        """Add a duration to the histogram whose labels have these values."""
-        (self._own.labels(*values) if values else self._own).observe(seconds)
-        self._ray.observe(seconds, dict(zip(self._labels, values, strict=True)))
+    def labels(self, *values: str) -> "HistogramSeries":
+        """The series whose labels have these values."""
+        own = self._own.labels(*values) if values else self._own
+        return HistogramSeries(own, self._ray, dict(zip(self._labels, values, strict=True)))
+
+    def observe(self, seconds: float) -> None:
+        """Add a duration to a histogram without labels."""
+        self.labels().observe(seconds)
+
+
+class HistogramSeries:
+    """One series of a histogram in both places."""
+
+    def __init__(self, own: prometheus_client.Histogram, ray: ray_metrics.Histogram, tags: dict[str, str]) -> None:
+        self._own, self._ray, self._tags = own, ray, tags
+
+    def observe(self, seconds: float) -> None:
+        """Add a duration."""
+        self._own.observe(seconds)
+        self._ray.observe(seconds, self._tags)
 
 
 class EndpointMetrics:
@@ -113,5 +145,5 @@ class RequestCounter:
             path = route_path(scope)
             route = path if path in self._paths else "other"
             key = scope.get("state", {}).get("api_key")
-            self._metrics.requests.inc(route, str(status), key.name if key else "")
-            self._metrics.seconds.observe(time.perf_counter() - started, route)
+            self._metrics.requests.labels(route, str(status), key.name if key else "").inc()
+            self._metrics.seconds.labels(route).observe(time.perf_counter() - started)

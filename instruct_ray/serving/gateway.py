@@ -182,7 +182,7 @@ class Gateway:
                 error = build_error(start.message, param=start.param, code=start.code)
                 return error_response(start.status, error)
             builder, headers = make_builder(start), _version_headers(start.info)
-            self._metrics.answers.inc(start.info.version)
+            self._metrics.answers.labels(start.info.version).inc()
             is_streaming = body.stream
             if body.stream:
                 # Now: a client may leave before the stream begins.
@@ -222,8 +222,8 @@ class Gateway:
 
     def _count_tokens(self, key: ApiKey | None, num_prompt_tokens: int, num_completion_tokens: int) -> None:
         name = key.name if key else ""
-        self._metrics.tokens.inc("prompt", name, by=num_prompt_tokens)
-        self._metrics.tokens.inc("completion", name, by=num_completion_tokens)
+        self._metrics.tokens.labels("prompt", name).inc(num_prompt_tokens)
+        self._metrics.tokens.labels("completion", name).inc(num_completion_tokens)
         if key is not None:
             self._limits.add_tokens(key, num_prompt_tokens + num_completion_tokens)
 
