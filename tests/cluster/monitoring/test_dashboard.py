@@ -43,6 +43,7 @@ class Monitored:
     """What was run, and the Prometheus that has scraped it."""
 
     prometheus: PrometheusServer
+    nodes: RayNodes
     config: Config
     started_at: float
     num_nodes: int
@@ -78,7 +79,7 @@ def monitored(tmp_path_factory: pytest.TempPathFactory, base_folder: Path, tripl
                 nodes.run(f"jobs.{job}", "--config", file)
             url = f"http://127.0.0.1:{config.serving.port}"
             ask(url)
-            yield Monitored(prometheus, config, started_at, num_nodes, url)
+            yield Monitored(prometheus, nodes, config, started_at, num_nodes, url)
     finally:
         nodes.stop()
 
@@ -176,7 +177,8 @@ def test_endpoint_is_counted_as_by_itself(monitored: Monitored) -> None:
     assert version["metric"].items() >= {"model": "tiny", "version": "1", "application": "tiny"}.items()
 
 
-def test_every_node_is_scraped_and_needs_no_token_for_it(monitored: Monitored) -> None:
+def test_every_node_is_scraped_and_only_their_list_needs_the_token(monitored: Monitored) -> None:
+    assert monitored.nodes.request_status("/api/prometheus/sd", None) == 401
     # Two nodes; autoscaler and dashboard of the head have a target each.
     assert monitored.num_nodes == 4
 
