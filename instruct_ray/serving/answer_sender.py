@@ -75,6 +75,7 @@ class AnswerSender:
                     logger.warning("a replica died; its request is sent to another one: %s", error)
             return await self._ask(body, key, make_builder, deadline, trace)
         except BackPressureError:
+            self._metrics.refused.inc()
             return overload_response()
         except DeploymentUnavailableError:
             return unavailable_response()
