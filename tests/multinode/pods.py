@@ -55,12 +55,14 @@ class Namespace:
         """The address of a service. The pod behind it gets it: there is no other one."""
         return self.network.reserve_address(name, f"{name}.{NAMESPACE}", full_name(name))
 
-    def secret_folder(self, name: str) -> Path:
-        """A folder with the keys of a secret as files."""
-        folder = self.folder / "secrets" / name
+    def secret_folder(self, volume: Mapping[str, Any]) -> Path:
+        """A folder with the keys of a volume's secret as files."""
+        secret = self.secrets[volume["secretName"]]
+        paths = {item["key"]: item["path"] for item in volume.get("items", [])} or {key: key for key in secret}
+        folder = self.folder / "secrets" / volume["secretName"]
         folder.mkdir(parents=True, exist_ok=True)
-        for key, text in self.secrets[name].items():
-            (folder / key).write_text(text)
+        for key, path in paths.items():
+            (folder / path).write_text(secret[key])
         return folder
 
     def remove(self) -> None:
@@ -167,7 +169,7 @@ class Pod:
         if "persistentVolumeClaim" in volume:
             return self._namespace.claim_folder(volume["persistentVolumeClaim"]["claimName"])
         if "secret" in volume:
-            return self._namespace.secret_folder(volume["secret"]["secretName"])
+            return self._namespace.secret_folder(volume["secret"])
         assert volume.keys() & {"emptyDir", "ephemeral"}, f"volume {volume}"
         folder = self._namespace.folder / "volumes" / self.name / volume["name"]
         if not folder.exists():

@@ -24,17 +24,19 @@ class SubmittedJob:
     """A Ray job that a submitter pod submits over HTTP and whose log it follows."""
 
     def __init__(self, namespace: Namespace, cluster: RayCluster, name: str, entrypoint: str, **fields: Any) -> None:
-        """`fields` are the fields of a RayJob's spec that name resources of the entrypoint."""
+        """`fields` are those of a RayJob's spec that concern the submitter, such as resources of the entrypoint."""
         self.cluster, self.id = cluster, add_suffix(name)
         self._namespace = namespace
         self._script = build_submit_script(f"http://{cluster.address}:8265", self.id, entrypoint, fields)
+        template = fields.get("submitterPodTemplate", {"spec": {"containers": [{"name": "ray-job-submitter"}]}})
+        self._pod_spec: Document = template["spec"]
         self._retries_left = fields.get("submitterConfig", {}).get("backoffLimit", SUBMITTER_RETRIES)
         self._logs: list[str] = []
         self._pod = self._start_submitter()
 
     def _start_submitter(self) -> Pod:
         environment = {"RAY_JOB_SUBMISSION_ID": self.id, "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": self.cluster.token}
-        pod = Pod(self._namespace, add_suffix(self.id), {"containers": [{"name": "submitter"}]}, **environment)
+        pod = Pod(self._namespace, add_suffix(self.id), self._pod_spec, PYTHONUNBUFFERED="1", **environment)
         pod.start(["/bin/bash", "-ce", "--", self._script])
         return pod
 
@@ -102,15 +104,24 @@ class RayJob:
             )
             self.cluster.start()
             job = SubmittedJob(
-                self._namespace, self.cluster, self.name, self.spec["entrypoint"], **_entrypoint_fields(self.spec)
+                self._namespace, self.cluster, self.name, self.spec["entrypoint"], **_submitter_fields(self.spec)
             )
             self.statuses.append(job.wait(timeout, lambda: meanwhile(self)))
             self.log += job.log
-            if self.spec.get("shutdownAfterJobFinishes") or self.statuses[-1] != "SUCCEEDED":
+            if self.statuses[-1] != "SUCCEEDED" or self._deletes_cluster_after_success:
                 self.cluster.delete()
             if self.statuses[-1] == "SUCCEEDED":
                 break
         return self.statuses[-1]
+
+    @property
+    def _deletes_cluster_after_success(self) -> bool:
+        """Whether the cluster of a job that has succeeded is deleted. Nobody waits for the time that it is kept."""
+        rules = self.spec.get("deletionStrategy", {}).get("deletionRules", [])
+        by_rule = any(
+            rule["policy"] == "DeleteCluster" and rule["condition"].get("jobStatus") == "SUCCEEDED" for rule in rules
+        )
+        return by_rule or bool(self.spec.get("shutdownAfterJobFinishes"))
 
 
 def build_submit_script(address: str, job_id: str, entrypoint: str, fields: Mapping[str, Any]) -> str:
@@ -133,6 +144,6 @@ def build_submit_script(address: str, job_id: str, entrypoint: str, fields: Mapp
     return f"{wait} if ! {status} ; then {' '.join(submit)} -- {entrypoint.strip()} ; fi ; {follow}"
 
 
-def _entrypoint_fields(spec: Document) -> dict[str, Any]:
+def _submitter_fields(spec: Document) -> dict[str, Any]:
     names = ("runtimeEnvYAML", "metadata", "entrypointNumCpus", "entrypointNumGpus", "entrypointResources")
-    return {name: spec[name] for name in (*names, "submitterConfig") if name in spec}
+    return {name: spec[name] for name in (*names, "submitterConfig", "submitterPodTemplate") if name in spec}

@@ -1,6 +1,7 @@
 """What runs on the clusters of these tests: a tiny model, its rows and its config on the shared volume, and MLflow."""
 
 import json
+import re
 import shutil
 import urllib.request
 from pathlib import Path
@@ -31,6 +32,15 @@ TRAIN = {
     "precision": "fp32",
 }
 STEPS_PER_EPOCH = 6
+MLFLOW_PASSWORD = "a-password-of-the-tests"
+# As in the comments of cluster/mlflow/mlflow.yaml.
+AUTH_SETTINGS = """[mlflow]
+default_permission = READ
+database_uri = sqlite:////tmp/auth.db
+admin_username = admin
+auth_cache_ttl_seconds = 60
+authorization_function = mlflow.server.auth:authenticate_request_basic_auth
+"""
 
 
 def write_inputs(shared: Path) -> None:
@@ -57,12 +67,26 @@ def write_inputs(shared: Path) -> None:
 
 
 def start_mlflow(namespace: Namespace, deployment: Document) -> Pod:
-    """Run the pod of MLflow's Deployment behind its service, with one worker process instead of four."""
+    """Run the pod of MLflow's Deployment behind its service, with passwords.
+
+    Its databases are SQLite files and its object store is a folder; it has one worker process instead of four.
+    """
     template = deployment["spec"]["template"]["spec"]
     (container,) = template["containers"]
+    namespace.secrets["mlflow"] = {
+        "backend-store-uri": "sqlite:////tmp/mlflow.db",
+        "admin-password": MLFLOW_PASSWORD,
+        "flask-secret-key": "a-key-of-the-tests",
+        "basic_auth.ini": AUTH_SETTINGS,
+    }
+    namespace.secrets["instruct-ray-credentials"] = {
+        "MLFLOW_TRACKING_USERNAME": "admin",
+        "MLFLOW_TRACKING_PASSWORD": MLFLOW_PASSWORD,
+    }
     address = namespace.reserve_service(deployment["metadata"]["name"])
     pod = Pod(namespace, "mlflow-0", template, address)
-    pod.start([*container["command"], *container["args"], "--workers=1"])
+    args = [re.sub(r"^(--artifacts-destination)=.*", r"\1=/tmp/artifacts", arg) for arg in container["args"]]
+    pod.start([*container["command"], *args, "--workers=1"])
     return pod
 
 
