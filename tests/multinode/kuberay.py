@@ -108,10 +108,6 @@ class RayCluster:
             return []
         return [node for node in nodes if node["state"] == "ALIVE"]
 
-    def find_pods_of(self, process_title: str) -> list[Pod]:
-        """The worker pods that run a process with this in its command line."""
-        return [pod for pod in self.workers if any(process_title in line for line in pod.host.command_lines)]
-
     def describe(self) -> str:
         """The ends of the logs of all pods, for messages of failed tests."""
         pods = [*self.workers, *self._leaving, *([] if self.head is None else [self.head])]

@@ -101,6 +101,10 @@ class Pod:
         if not self.host.is_running and not self.is_deleted and self.spec.get("restartPolicy", "Always") == "Always":
             self.start(self._command)
 
+    def runs(self, command: str) -> bool:
+        """Whether one of the pod's processes has this in its command line."""
+        return any(command in line for line in self.host.command_lines)
+
     @property
     def is_deleted(self) -> bool:
         """Whether the pod is being deleted, or gone."""

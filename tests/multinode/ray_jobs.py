@@ -2,7 +2,7 @@
 
 import json
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import yaml
@@ -53,7 +53,7 @@ class SubmittedJob:
         except OSError:
             return "UNKNOWN"
 
-    def wait(self, timeout: float = 240, meanwhile: Callable[[], Any] = lambda: None) -> str:
+    def wait(self, timeout: float = 240) -> str:
         """Wait for the end of the job and reconcile meanwhile; returns its status.
 
         A submitter that fails before the job has ended is started again. "UNKNOWN" if all of them have failed.
@@ -62,7 +62,6 @@ class SubmittedJob:
         while (status := self.status) not in ENDED:
             assert time.monotonic() < deadline, f"{self.id} did not end\n{self.log}\n{self.cluster.describe()}"
             self.cluster.reconcile()
-            meanwhile()
             if not self._pod.host.is_running and self._pod.host.exit_code and not self._retry():
                 return "UNKNOWN"
             time.sleep(POLL_SECONDS)
@@ -96,8 +95,14 @@ class RayJob:
         """How the job ended on each of the clusters."""
         self.log = ""
 
-    def run(self, timeout: float = 300, meanwhile: Callable[["RayJob"], Any] = lambda _: None) -> str:
-        """Run the job to its end, with retries; returns the last status. `meanwhile` is called again and again."""
+    @property
+    def running_cluster(self) -> RayCluster:
+        """The cluster of the current attempt."""
+        assert self.cluster is not None
+        return self.cluster
+
+    def run(self, timeout: float = 300) -> str:
+        """Run the job to its end, with retries; returns the last status."""
         for _ in range(1 + self.spec.get("backoffLimit", 0)):
             self.cluster = RayCluster(
                 self._namespace, add_suffix(self.name), self.spec["rayClusterSpec"], **self._environment
@@ -106,7 +111,7 @@ class RayJob:
             job = SubmittedJob(
                 self._namespace, self.cluster, self.name, self.spec["entrypoint"], **_submitter_fields(self.spec)
             )
-            self.statuses.append(job.wait(timeout, lambda: meanwhile(self)))
+            self.statuses.append(job.wait(timeout))
             self.log += job.log
             if self.statuses[-1] != "SUCCEEDED" or self._deletes_cluster_after_success:
                 self.cluster.delete()

@@ -20,8 +20,6 @@ pytestmark = [pytest.mark.multinode, pytest.mark.timeout(900)]
 
 # (name, epochs, step of the fault, fault, overrides) -> what the monitor of the run saw.
 Tune = Callable[..., RunMonitor]
-# Instead of the minutes that a cluster has: a test must not wait that long.
-DRAIN_SECONDS, GRACE_SECONDS = 15, 40
 # Ray counts a node as dead when it has not answered for this long, see RAY_health_check_*.
 DEAD_SECONDS = 120
 
@@ -31,9 +29,7 @@ def cluster(namespace: Namespace, mlflow_pod: Pod, documents: list[Document]) ->
     """The cluster of all tests of this module; its GCS survives the head."""
     spec = shrink_cluster(find_document(documents, "RayCluster")["spec"])
     spec["gcsFaultToleranceOptions"] = {"backend": "rocksdb"}
-    spec["workerGroupSpecs"][0]["template"]["spec"]["terminationGracePeriodSeconds"] = GRACE_SECONDS
-    drain = {"RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": str(DRAIN_SECONDS)}
-    cluster = RayCluster(namespace, "instruct-ray", spec, **drain)
+    cluster = RayCluster(namespace, "instruct-ray", spec)
     cluster.start()
     url = f"http://{mlflow_pod.host.address}:5000/health"
     cluster.wait_until(lambda: workloads.responds(url), 120, f"MLflow did not start\n{mlflow_pod.host.log[-2000:]}")
@@ -97,15 +93,6 @@ def test_a_killed_head_costs_no_step_of_a_driver_on_a_worker(cluster: RayCluster
 def test_a_killed_worker_node_is_replaced_and_the_run_goes_on(cluster: RayCluster, tune: Tune) -> None:
     monitor = tune("killed", 12, 29, lambda: workloads.nodes_of_training_workers(cluster)[-1].kill())
     assert num_redone(monitor, 12) <= workloads.TRAIN["checkpoint_every"]
-
-
-def test_an_evicted_pod_costs_at_most_two_steps(cluster: RayCluster, tune: Tune) -> None:
-    def evict() -> None:
-        workloads.nodes_of_training_workers(cluster)[-1].begin_deletion()
-
-    # Only what is announced may happen: any other failure ends the run.
-    monitor = tune("evicted", 50, 29, evict, "train.checkpoint_every=200", "train.max_failures=0")
-    assert num_redone(monitor, 50) <= 2
 
 
 def test_a_short_network_cut_costs_no_step(cluster: RayCluster, tune: Tune) -> None:

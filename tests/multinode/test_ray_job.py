@@ -1,67 +1,93 @@
 """The RayJob of `cluster/`: on a cluster of its own over three hosts, and again after a failure."""
 
-import copy
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from tests.drill.monitor import RunMonitor
 from tests.multinode import workloads
 from tests.multinode.documents import Document, change_entrypoint, find_document, shrink_cluster
 from tests.multinode.pods import Namespace, Pod
 from tests.multinode.ray_jobs import RayJob
+from tests.multinode.report import record_fault
 
 pytestmark = [pytest.mark.multinode, pytest.mark.timeout(900)]
 
+# Instead of the minutes that pods have: a test must not wait that long.
+DRAIN = "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S"
+DRAIN_SECONDS, GRACE_SECONDS = 15, 40
+
 
 @pytest.fixture
-def ray_job(documents: list[Document]) -> Document:
-    """The RayJob, with the tiny model and pods for two cores."""
-    document = find_document(documents, "RayJob", "instruct-ray-tune")
-    spec = document["spec"]
-    spec["rayClusterSpec"] = shrink_cluster(spec["rayClusterSpec"])
-    spec["entrypoint"] = change_entrypoint(spec["entrypoint"], workloads.CONFIG_FILE, "run.name=ray-job")
-    return document
+def make_ray_job(documents: list[Document]) -> Callable[..., Document]:
+    """Makes the RayJob, with the tiny model and pods for two cores."""
+
+    def make_ray_job(run: str, *overrides: str) -> Document:
+        document = find_document(documents, "RayJob", "instruct-ray-tune")
+        spec = document["spec"]
+        spec["rayClusterSpec"] = shrink_cluster(spec["rayClusterSpec"])
+        entrypoint = change_entrypoint(spec["entrypoint"], workloads.CONFIG_FILE, f"run.name={run}", *overrides)
+        spec["entrypoint"] = entrypoint
+        return document
+
+    return make_ray_job
 
 
-def test_the_tune_job_succeeds_and_its_cluster_is_deleted(
-    namespace: Namespace, mlflow_pod: Pod, shared: Path, ray_job: Document
+def test_an_evicted_pod_costs_the_job_at_most_two_steps(
+    namespace: Namespace, mlflow_pod: Pod, shared: Path, make_ray_job: Callable[..., Document]
 ) -> None:
-    job = RayJob(namespace, ray_job)
+    # Only what is announced may happen: any other failure ends the run.
+    overrides = ("train.epochs=50", "train.checkpoint_every=200", "train.max_failures=0")
+    document = make_ray_job("evicted", *overrides)
+    for group in document["spec"]["rayClusterSpec"]["workerGroupSpecs"]:
+        set_drain_time(group["template"]["spec"])
+    job = RayJob(namespace, document)
     hosts: set[str] = set()
 
-    def see_workers(job: RayJob) -> None:
-        assert job.cluster is not None
-        hosts.update(pod.name for pod in workloads.nodes_of_training_workers(job.cluster))
+    def evict() -> None:
+        pods = workloads.nodes_of_training_workers(job.running_cluster)
+        hosts.update(pod.name for pod in pods)
+        # A driver on a node that is taken away would end with it.
+        next(pod for pod in pods if not pod.runs("jobs.tune")).begin_deletion()
 
-    assert job.run(meanwhile=see_workers) == "SUCCEEDED", job.log
-    print(job.log[-3000:])
+    with RunMonitor(workloads.metrics_file(shared, "evicted")) as monitor:
+        monitor.cause_at(29, evict)
+        status = job.run()
+    print(job.log[-5000:])
+    assert status == "SUCCEEDED", job.log
+    record_fault("evicted", monitor, 50 * workloads.STEPS_PER_EPOCH)
     assert job.statuses == ["SUCCEEDED"]
+    # ZeRO-3 across nodes.
     assert len(hosts) == 2
-    assert (shared / "runs" / "ray-job" / "model" / "model.safetensors").is_file()
+    assert monitor.num_executed - 50 * workloads.STEPS_PER_EPOCH <= 2
+    assert (shared / "runs" / "evicted" / "model" / "model.safetensors").is_file()
+    # The cluster is deleted.
     assert [pod.name for pod in namespace.pods] == ["mlflow-0"]
 
 
+def set_drain_time(pod: Document) -> None:
+    """Set DRAIN_SECONDS and GRACE_SECONDS in a pod's spec."""
+    pod["terminationGracePeriodSeconds"] = GRACE_SECONDS
+    (container,) = pod["containers"]
+    others = [entry for entry in container.get("env", []) if entry["name"] != DRAIN]
+    container["env"] = [*others, {"name": DRAIN, "value": str(DRAIN_SECONDS)}]
+
+
 def test_a_job_whose_head_is_lost_goes_on_by_itself(
-    namespace: Namespace, mlflow_pod: Pod, shared: Path, ray_job: Document
+    namespace: Namespace, mlflow_pod: Pod, shared: Path, make_ray_job: Callable[..., Document]
 ) -> None:
     """Without a GCS that survives: the submitter or, at last, a new cluster runs the entrypoint again."""
-    document = copy.deepcopy(ray_job)
-    overrides = ("run.name=ray-job-2", "train.epochs=30", "train.checkpoint_every=8")
-    document["spec"]["entrypoint"] = change_entrypoint(
-        document["spec"]["entrypoint"].replace("run.name=ray-job", ""), workloads.CONFIG_FILE, *overrides
-    )
-    job = RayJob(namespace, document)
-    metrics = workloads.metrics_file(shared, "ray-job-2")
-    killed: list[int] = []
+    job = RayJob(namespace, make_ray_job("retried", "train.epochs=30"))
 
-    def kill_head_once(job: RayJob) -> None:
-        num_steps = metrics.read_text().count("\n") if metrics.exists() else 0
-        if num_steps >= 60 and not killed:
-            assert job.cluster is not None and job.cluster.head is not None
-            killed.append(num_steps)
-            job.cluster.head.kill()
+    def kill_head() -> None:
+        assert job.running_cluster.head is not None
+        job.running_cluster.head.kill()
 
-    assert job.run(timeout=400, meanwhile=kill_head_once) == "SUCCEEDED", job.log
-    print("MULTINODE retry: killed at", killed, job.statuses)
-    assert killed
-    assert metrics.read_text().count("\n") == 30 * workloads.STEPS_PER_EPOCH
+    with RunMonitor(workloads.metrics_file(shared, "retried")) as monitor:
+        monitor.cause_at(60, kill_head)
+        status = job.run(timeout=400)
+    print(job.log[-8000:], job.statuses)
+    assert status == "SUCCEEDED", job.log
+    record_fault("retried", monitor, 30 * workloads.STEPS_PER_EPOCH)
+    assert monitor.num_executed - 30 * workloads.STEPS_PER_EPOCH <= workloads.TRAIN["checkpoint_every"]

@@ -137,4 +137,4 @@ def metrics_file(shared: Path, name: str) -> Path:
 
 def nodes_of_training_workers(cluster: RayCluster) -> list[Pod]:
     """The pods that hold a training worker."""
-    return cluster.find_pods_of("RayTrainWorker")
+    return [pod for pod in cluster.workers if pod.runs("RayTrainWorker")]
