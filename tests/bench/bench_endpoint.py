@@ -1,11 +1,13 @@
-"""Measures the endpoint against its engine alone and `transformers serve`, and the first token of known instructions.
+"""Measures the endpoint against its engine alone and against the engine's own server, and the first token of known
+instructions.
 
 python -m tests.bench.bench_endpoint
 python -m tests.bench.bench_endpoint --rounds 1 --requests 8     (while developing)
+.venv-vllm/bin/python -m tests.bench.bench_endpoint --engine vllm
 
-All sides are loaded on the same machine: the engine in this process, the endpoint on Ray Serve, and the peer with its
-default settings and with continuous batching. A round asks one side after the other with the same requests. The peer
-is only asked at the highest concurrency.
+All sides are loaded on the same machine: the engine in this process, the endpoint on Ray Serve, and the peer,
+`transformers serve` or `vllm serve`, with its default and its best settings. A round asks one side after the other
+with the same requests. The peer is only asked at the highest concurrency.
 """
 
 import argparse
@@ -14,7 +16,7 @@ import random
 import shutil
 import statistics
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -28,20 +30,38 @@ from instruct_ray.data.rendering.renderer import load_renderer
 from instruct_ray.inference.engines import create_engine
 from instruct_ray.run.folder import RunFolder
 from tests.bench import machine
-from tests.bench.endpoint_sides import EngineSide, ServerSide, transformers_serve
+from tests.bench.endpoint_sides import EngineSide, Peer, ServerSide, run_peer
 from tests.bench.examples import bench_config
 
 SOURCE = machine.ROOT / "jobs" / "data" / "incidents.jsonl"
 CONCURRENCY = (1, 8, 16)
 PREFIX_WORDS = 420
 PEER_PORT = 8810
-PEERS: dict[str, tuple[str, ...]] = {
-    "transformers serve": (),
-    "transformers serve --continuous-batching": ("--continuous-batching",),
+# `vllm serve` gets the precision and the memory of our engine. By default it compiles the model.
+VLLM_VARIABLES = {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_NO_USAGE_STATS": "1"}
+VLLM_DTYPE = "bfloat16" if is_bf16_fast() else "float32"
+VLLM_COMMAND = (
+    "vllm",
+    "serve",
+    "--served-model-name=endpoint",
+    f"--max-num-seqs={CONCURRENCY[-1]}",
+    f"--dtype={VLLM_DTYPE}",
+)
+PEERS: dict[str, dict[str, Peer]] = {
+    "transformers": {
+        "transformers serve": Peer(("transformers", "serve")),
+        "transformers serve --continuous-batching": Peer(("transformers", "serve", "--continuous-batching")),
+    },
+    "vllm": {
+        "vllm serve": Peer(VLLM_COMMAND, VLLM_VARIABLES),
+        "vllm serve --enforce-eager": Peer(
+            (*VLLM_COMMAND, "--enforce-eager", "--block-size=32"), {**VLLM_VARIABLES, "TORCHDYNAMO_DISABLE": "1"}
+        ),
+    },
 }
 
 
-def make_config(work: Path) -> dict[str, Any]:
+def make_config(work: Path, engine: str) -> dict[str, Any]:
     """The demo's run, tuned on a small part of its rows: what the model answers does not matter here."""
     train = {"epochs": 1, "num_workers": 1, "cpus_per_worker": machine.CORES, "zero_stage": 0, "examples_per_step": 16}
     return bench_config(
@@ -52,7 +72,7 @@ def make_config(work: Path) -> dict[str, Any]:
         train={**train, "precision": "bf16" if is_bf16_fast() else "fp32"},
         evidence={"num_few_shot": 0, "max_rows": 40, "num_latency_rows": 1, "num_engines": 1},
         registry={"name": "endpoint", "gate": None},
-        serving={"num_cpus": machine.CORES, "max_batch_size": 16, "follow_seconds": None},
+        serving={"engine": engine, "num_cpus": machine.CORES, "max_batch_size": 16, "follow_seconds": None},
     )
 
 
@@ -80,6 +100,7 @@ def parse() -> argparse.Namespace:
     parser = machine.make_parser(__doc__)
     parser.add_argument("--requests", type=int, default=48, help="requests of a side in each round")
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--engine", choices=PEERS, default="transformers")
     return parser.parse_args()
 
 
@@ -90,7 +111,7 @@ def main() -> None:
     shutil.rmtree(work / "endpoint", ignore_errors=True)
     work.mkdir(parents=True, exist_ok=True)
     facts = machine.describe_machine()
-    config = register_model(work)
+    config = register_model(work, options.engine)
     folder = RunFolder.from_config(config)
     rows = [json.loads(line) for line in folder.test_rows_file.read_text().splitlines()][: options.requests]
     renderer = load_renderer(folder.model_dir)
@@ -103,22 +124,25 @@ def main() -> None:
         sides = {"engine": EngineSide(engine, renderer, chats).run, "endpoint": endpoint.run}
         measured = measure(sides, CONCURRENCY, options.rounds)
         first = measure_first_tokens(endpoint, [row["input"] for row in rows[:12]])
-        for number, (name, arguments) in enumerate(PEERS.items()):
+        for number, (name, peer) in enumerate(PEERS[options.engine].items()):
             log_file = work / "logs" / f"endpoint-peer-{number}.log"
-            url = stack.enter_context(transformers_serve(folder.model_dir, PEER_PORT + number, log_file, *arguments))
-            peer = ServerSide(url, str(folder.model_dir), chats)
-            machine.log(f"{name}: {count_equal(endpoint.answers(), peer.answers())} of {len(chats)} answers are equal")
-            sides[name] = peer.run
+            url = stack.enter_context(run_peer(peer, folder.model_dir, PEER_PORT + number, log_file))
+            model = config.registry.name if options.engine == "vllm" else str(folder.model_dir)
+            server = ServerSide(url, model, chats)
+            machine.log(
+                f"{name}: {count_equal(endpoint.answers(), server.answers())} of {len(chats)} answers are equal"
+            )
+            sides[name] = server.run
         del sides["engine"]
         against_peers = measure(sides, CONCURRENCY[-1:], options.rounds)
     publish(options, facts, measured, against_peers, first)
     shutil.rmtree(work / "endpoint")
 
 
-def register_model(work: Path) -> Config:
+def register_model(work: Path, engine: str) -> Config:
     """Tune and register a version; returns the config of its run."""
     config_file = work / "endpoint-config.json"
-    config_file.write_text(json.dumps(make_config(work)))
+    config_file.write_text(json.dumps(make_config(work, engine)))
     for stage in ("prepare", "tune", "evaluate", "register"):
         args = ["-m", f"jobs.{stage}", "--config", str(config_file)]
         machine.run_python(sys.executable, args, machine.environment(), work / "logs" / f"endpoint-{stage}.log")
@@ -157,7 +181,7 @@ def publish(
     """Print and write the tables."""
     tables = [
         describe_overhead(measured, options.requests),
-        describe_peers(against_peers, options.requests),
+        describe_peers(against_peers, PEERS[options.engine], options.requests),
         describe_first_tokens(first),
     ]
     machine.publish("endpoint", options.out, facts, tables, [measured, against_peers, first])
@@ -178,12 +202,12 @@ def describe_overhead(measured: Sequence[dict[str, Any]], num_requests: int) -> 
     return machine.table(header, lines)
 
 
-def describe_peers(measured: Sequence[dict[str, Any]], num_requests: int) -> str:
+def describe_peers(measured: Sequence[dict[str, Any]], peers: Iterable[str], num_requests: int) -> str:
     """The endpoint against its peers."""
     at_once = CONCURRENCY[-1]
     endpoint = select(measured, "endpoint", at_once)
     lines = []
-    for side in ("endpoint", *PEERS):
+    for side in ("endpoint", *peers):
         seconds = select(measured, side, at_once)
         ratio = statistics.median(other / own for other, own in zip(seconds, endpoint, strict=True))
         lines.append([side, machine.spread([num_requests / one for one in seconds]), f"{ratio:.2f}"])

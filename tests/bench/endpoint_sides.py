@@ -1,12 +1,14 @@
 """The sides of bench_endpoint: an engine alone, and servers over HTTP."""
 
 import json
+import os
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +19,7 @@ from instruct_ray.data.rendering.renderer import Renderer
 from instruct_ray.inference.engine import Engine, SamplingParams, generate_all
 
 MAX_NEW_TOKENS = 8
-START_SECONDS = 120.0
+START_SECONDS = 300.0
 
 
 class EngineSide:
@@ -70,17 +72,27 @@ class ServerSide:
         return {"model": self._model, "messages": chat, "temperature": 0, "max_tokens": MAX_NEW_TOKENS}
 
 
+@dataclass(frozen=True)
+class Peer:
+    """Another server of OpenAI's chat API."""
+
+    command: tuple[str, ...]
+    """A script beside the interpreter, and its arguments; the model folder and the port are added."""
+    variables: Mapping[str, str] = field(default_factory=dict)
+    """Environment variables."""
+
+
 @contextmanager
-def transformers_serve(model_dir: Path, port: int, log_file: Path, *options: str) -> Iterator[str]:
-    """Run `transformers serve` for a model folder; yields the base URL of its API.
+def run_peer(peer: Peer, model_dir: Path, port: int, log_file: Path) -> Iterator[str]:
+    """Run a server for a model folder; yields the base URL of its API.
 
     Raises:
         RuntimeError: it does not start.
     """
-    # The command is a script beside the interpreter.
-    command = [str(Path(sys.executable).with_name("transformers")), "serve", str(model_dir), f"--port={port}", *options]
+    script, *arguments = peer.command
+    command = [str(Path(sys.executable).with_name(script)), *arguments, str(model_dir), f"--port={port}"]
     with log_file.open("w") as file:
-        process = subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT)
+        process = subprocess.Popen(command, env={**os.environ, **peer.variables}, stdout=file, stderr=subprocess.STDOUT)
         try:
             _wait_until_healthy(f"http://localhost:{port}/health", process, log_file)
             yield f"http://localhost:{port}/v1"
@@ -101,4 +113,4 @@ def _wait_until_healthy(url: str, process: "subprocess.Popen[bytes]", log_file: 
                 return
         except httpx.TransportError:
             time.sleep(0.5)
-    raise RuntimeError(f"transformers serve did not start; see {log_file}")
+    raise RuntimeError(f"the peer did not start; see {log_file}")

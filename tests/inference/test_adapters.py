@@ -102,7 +102,8 @@ def test_adapters_of_one_base_answer_as_each_does_alone(
         engine.close()
     assert len({str([one.token_ids for one in completions]) for completions in expected}) == 3
     adapter_engine = create_adapter_engine(base, contract, SERVING)
-    shared = SharedEngine(adapter_engine)
+    closed: list[str] = []
+    shared = SharedEngine(adapter_engine, lambda: closed.append("shared"))
     views = [shared.open_adapter(str(number), folder) for number, folder in enumerate(folders)]
     views.append(shared.open_base())
     for actual, alone in zip(generate_together(views), expected, strict=True):
@@ -116,9 +117,9 @@ def test_adapters_of_one_base_answer_as_each_does_alone(
     with pytest.raises(RuntimeError, match="the engine has no adapter 0"):
         generate_all(views[0], [[5, 6]], SAMPLING)
     views[2].close()
-    assert adapter_engine.is_alive
+    assert adapter_engine.is_alive and not closed
     views[1].close()
-    assert not adapter_engine.is_alive and not shared.is_open
+    assert not adapter_engine.is_alive and closed == ["shared"]
 
 
 def test_rows_of_several_adapters_are_computed_in_one_pass(
@@ -126,7 +127,7 @@ def test_rows_of_several_adapters_are_computed_in_one_pass(
 ) -> None:
     engine = create_adapter_engine(base_folder, contract, SERVING)
     assert isinstance(engine, TransformersEngine)
-    shared = SharedEngine(engine)
+    shared = SharedEngine(engine, lambda: None)
     views = [shared.open_adapter("one", add_adapter(base_folder, tmp_path, 1)), shared.open_base()]
     num_adapters: list[int] = []
     step = engine._batch.step
@@ -178,7 +179,8 @@ def test_adapter_of_another_layer_is_refused_and_leaves_nothing(
 ) -> None:
     engine = create_adapter_engine(base_folder, contract, SERVING)
     monkeypatch.setattr(engine, "_row_layers", frozenset({"model.layers.0.self_attn.q_proj"}))
-    shared = SharedEngine(engine)
+    closed: list[str] = []
+    shared = SharedEngine(engine, lambda: closed.append("shared"))
     with pytest.raises(UnsupportedAdapterError, match="is not of a layer that is computed row by row"):
         shared.open_adapter("one", add_adapter(base_folder, tmp_path, 1))
-    assert not shared.is_open and not engine.is_alive
+    assert closed == ["shared"] and not engine.is_alive

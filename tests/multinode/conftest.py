@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from tests.multinode import workloads
-from tests.multinode.documents import CLUSTER, Document, find_document, render
+from tests.multinode.documents import Document, find_document, render
 from tests.multinode.hosts import why_not
 from tests.multinode.pods import Namespace, Pod
 
@@ -33,11 +33,6 @@ def shared(namespace: Namespace) -> Path:
 @pytest.fixture(scope="session")
 def documents() -> list[Document]:
     """The Kubernetes documents of the CPU overlay and of MLflow."""
-    if not (CLUSTER / "overlays").exists():
-        import yaml
-
-        docs = [d for p in sorted(CLUSTER.glob("*.yaml")) for d in yaml.safe_load_all(p.read_text()) if d]
-        return [d for d in docs if "kind" in d]
     return [*render("overlays/cpu"), *render("mlflow")]
 
 
@@ -45,3 +40,10 @@ def documents() -> list[Document]:
 def mlflow_pod(namespace: Namespace, documents: list[Document]) -> Pod:
     """The pod of MLflow's Deployment; it ends with the namespace."""
     return workloads.start_mlflow(namespace, find_document(documents, "Deployment"))
+
+
+@pytest.fixture(scope="session")
+def prepared(namespace: Namespace, mlflow_pod: Pod, shared: Path) -> str:
+    """A prepared run, which other runs start as copies of."""
+    workloads.prepare_run(namespace, "prepared")
+    return "prepared"

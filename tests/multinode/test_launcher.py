@@ -1,4 +1,4 @@
-"""The commands of the `ray up` file, as the launcher runs them on a head and a worker, and a job on their cluster."""
+"""The commands of the on-premises `ray up` file, as the launcher runs them, and a job on the cluster they make."""
 
 import time
 from collections.abc import Iterator
@@ -23,13 +23,12 @@ from tests.multinode.pods import (
 
 pytestmark = [pytest.mark.multinode, pytest.mark.timeout(600)]
 
-(LAUNCHER_FILE,) = CLUSTER.rglob("*aws.yaml")
-LAUNCHER: dict[str, Any] = yaml.safe_load(LAUNCHER_FILE.read_text())
+LAUNCHER: dict[str, Any] = yaml.safe_load((CLUSTER / "launcher" / "on-premises.yaml").read_text())
 TOKEN_PATH = "/home/ray/.ray/auth_token"
 # The launcher puts it on the head: the cluster's file, from which the autoscaler would start machines.
 BOOTSTRAP_PATH = "/home/ray/ray_bootstrap_config.yaml"
 # Two cores can't bear what Ray would take by default.
-SMALL = {"head": "--num-cpus=0", "worker": "--num-cpus=3"}
+SMALL = {"head": "", "worker": "--num-cpus=3"}
 
 PRINT_STATUS = """
 import sys, urllib.request, urllib.error
@@ -53,7 +52,7 @@ def head(namespace: Namespace, shared: Path, tmp_path_factory: pytest.TempPathFa
     folder = tmp_path_factory.mktemp("launcher")
     (folder / "auth_token").write_text("a-token-of-the-launcher-0123456789\n")
     # No machines are started: the autoscaler of the tests has none.
-    bootstrap = LAUNCHER | {"provider": {"type": "local", "head_ip": "head", "worker_ips": []}, "auth": {}}
+    bootstrap = LAUNCHER | {"provider": {"type": "local", "head_ip": "launcher-head", "worker_ips": []}, "auth": {}}
     (folder / "bootstrap.yaml").write_text(yaml.safe_dump(bootstrap))
     assert TOKEN_PATH in LAUNCHER["file_mounts"]
     mounts = [

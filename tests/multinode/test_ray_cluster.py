@@ -10,7 +10,7 @@ import pytest
 
 from tests.drill.monitor import RunMonitor
 from tests.multinode import workloads
-from tests.multinode.documents import Document, find_document, shrink_cluster
+from tests.multinode.documents import find_document, render, shrink_cluster
 from tests.multinode.kuberay import RayCluster
 from tests.multinode.pods import Namespace, Pod
 from tests.multinode.ray_jobs import SubmittedJob
@@ -25,24 +25,15 @@ DEAD_SECONDS = 120
 
 
 @pytest.fixture(scope="module")
-def cluster(namespace: Namespace, mlflow_pod: Pod, documents: list[Document]) -> Iterator[RayCluster]:
+def cluster(namespace: Namespace, mlflow_pod: Pod) -> Iterator[RayCluster]:
     """The cluster of all tests of this module; its GCS survives the head."""
-    spec = shrink_cluster(find_document(documents, "RayCluster")["spec"])
-    spec["gcsFaultToleranceOptions"] = {"backend": "rocksdb"}
+    spec = shrink_cluster(find_document(render("overlays/cpu", "head-recovery"), "RayCluster")["spec"])
     cluster = RayCluster(namespace, "instruct-ray", spec)
     cluster.start()
     url = f"http://{mlflow_pod.host.address}:5000/health"
     cluster.wait_until(lambda: workloads.responds(url), 120, f"MLflow did not start\n{mlflow_pod.host.log[-2000:]}")
     yield cluster
     cluster.delete()
-
-
-@pytest.fixture(scope="module")
-def prepared(cluster: RayCluster, namespace: Namespace) -> str:
-    """A prepared run, which other runs start as copies of."""
-    job = SubmittedJob(namespace, cluster, "prepare", workloads.job_command("prepare", "prepared"))
-    assert job.wait() == "SUCCEEDED", job.log
-    return "prepared"
 
 
 @pytest.fixture
@@ -132,12 +123,18 @@ def test_a_storage_that_is_not_shared_is_refused_before_training(
     (volume,) = [v for v in group["template"]["spec"]["volumes"] if "persistentVolumeClaim" in v]
     volume["persistentVolumeClaim"]["claimName"] = "another"
     (namespace.claim_folder("another") / "runs").mkdir(mode=0o777)
-    cluster.workers[-1].kill()
-    cluster.wait_until(lambda: len(cluster.alive_nodes()) == 2, 120, "the node was not lost")
-    cluster.wait_until(lambda: len(cluster.alive_nodes()) == 3, 120, "the node was not replaced")
+    lost = cluster.workers[-1]
+    lost.kill()
+    cluster.wait_until(lambda: has_replaced(cluster, lost), 180, "the node was not replaced")
     workloads.copy_run(shared, prepared, "not-shared")
     job = SubmittedJob(namespace, cluster, "not-shared", workloads.job_command("tune", "not-shared"))
     assert job.wait() == "FAILED"
     assert "it must be shared" in job.log
     assert "exit code 2" in job.log
     assert not workloads.metrics_file(shared, "not-shared").exists()
+
+
+def has_replaced(cluster: RayCluster, lost: Pod) -> bool:
+    """Whether another node has joined, and the lost one counts as dead."""
+    addresses = [node["node_ip"] for node in cluster.alive_nodes()]
+    return len(addresses) == 3 and lost.host.address not in addresses

@@ -21,10 +21,10 @@ DRAIN_SECONDS, GRACE_SECONDS = 15, 40
 
 @pytest.fixture
 def make_ray_job(documents: list[Document]) -> Callable[..., Document]:
-    """Makes the RayJob, with the tiny model and pods for two cores."""
+    """Makes one of the RayJobs, with the tiny model and pods for two cores."""
 
-    def make_ray_job(run: str, *overrides: str) -> Document:
-        document = find_document(documents, "RayJob", "instruct-ray-tune")
+    def make_ray_job(job: str, run: str, *overrides: str) -> Document:
+        document = find_document(documents, "RayJob", f"instruct-ray-{job}")
         spec = document["spec"]
         spec["rayClusterSpec"] = shrink_cluster(spec["rayClusterSpec"])
         entrypoint = change_entrypoint(spec["entrypoint"], workloads.CONFIG_FILE, f"run.name={run}", *overrides)
@@ -34,12 +34,12 @@ def make_ray_job(documents: list[Document]) -> Callable[..., Document]:
     return make_ray_job
 
 
-def test_an_evicted_pod_costs_the_job_at_most_two_steps(
+def test_the_pipeline_registers_a_version_and_an_evicted_pod_costs_at_most_two_steps(
     namespace: Namespace, mlflow_pod: Pod, shared: Path, make_ray_job: Callable[..., Document]
 ) -> None:
     # Only what is announced may happen: any other failure ends the run.
     overrides = ("train.epochs=50", "train.checkpoint_every=200", "train.max_failures=0")
-    document = make_ray_job("evicted", *overrides)
+    document = make_ray_job("pipeline", "evicted", *overrides)
     for group in document["spec"]["rayClusterSpec"]["workerGroupSpecs"]:
         set_drain_time(group["template"]["spec"])
     job = RayJob(namespace, document)
@@ -49,7 +49,7 @@ def test_an_evicted_pod_costs_the_job_at_most_two_steps(
         pods = workloads.nodes_of_training_workers(job.running_cluster)
         hosts.update(pod.name for pod in pods)
         # A driver on a node that is taken away would end with it.
-        next(pod for pod in pods if not pod.runs("jobs.tune")).begin_deletion()
+        next(pod for pod in pods if not pod.runs("jobs.pipeline")).begin_deletion()
 
     with RunMonitor(workloads.metrics_file(shared, "evicted")) as monitor:
         monitor.cause_at(29, evict)
@@ -61,7 +61,7 @@ def test_an_evicted_pod_costs_the_job_at_most_two_steps(
     # ZeRO-3 across nodes.
     assert len(hosts) == 2
     assert monitor.num_executed - 50 * workloads.STEPS_PER_EPOCH <= 2
-    assert (shared / "runs" / "evicted" / "model" / "model.safetensors").is_file()
+    assert "registered: " in job.log
     # The cluster is deleted.
     assert [pod.name for pod in namespace.pods] == ["mlflow-0"]
 
@@ -75,10 +75,11 @@ def set_drain_time(pod: Document) -> None:
 
 
 def test_a_job_whose_head_is_lost_goes_on_by_itself(
-    namespace: Namespace, mlflow_pod: Pod, shared: Path, make_ray_job: Callable[..., Document]
+    namespace: Namespace, prepared: str, shared: Path, make_ray_job: Callable[..., Document]
 ) -> None:
     """Without a GCS that survives: the submitter or, at last, a new cluster runs the entrypoint again."""
-    job = RayJob(namespace, make_ray_job("retried", "train.epochs=30"))
+    workloads.copy_run(shared, prepared, "retried")
+    job = RayJob(namespace, make_ray_job("tune", "retried", "train.epochs=30"))
 
     def kill_head() -> None:
         assert job.running_cluster.head is not None

@@ -20,7 +20,6 @@ pytestmark = [pytest.mark.multinode, pytest.mark.timeout(900)]
 
 KEY = make_key()
 KEYS_SECRET = "instruct-ray-api-keys"
-STAGES = ("prepare", "tune", "evaluate", "register")
 # Prints the status and the body of a response.
 CLIENT = """
 import sys, urllib.request, urllib.error
@@ -50,7 +49,7 @@ def service(namespace: Namespace, mlflow_pod: Pod, documents: list[Document]) ->
     service = RayService(namespace, "endpoint", spec)
     (application,) = service.config["applications"]
     application["args"]["registry"]["name"] = "tiny"
-    application["args"]["serving"] |= {"num_replicas": 1, "num_cpus": 1, "num_gpus": 0, "follow_seconds": 2}
+    application["args"]["serving"] |= {"num_replicas": 1, "num_cpus": 1, "follow_seconds": 2}
     application["args"]["serving"].pop("autoscaling", None)
     service.cluster.start()
     make_version(service, namespace, "version-1")
@@ -61,8 +60,8 @@ def service(namespace: Namespace, mlflow_pod: Pod, documents: list[Document]) ->
 
 def make_version(service: RayService, namespace: Namespace, run: str, *overrides: str) -> None:
     """Run all stages, which registers a version and moves the alias to it."""
-    stages = [workloads.job_command(stage, run, "train.num_workers=1", *overrides) for stage in STAGES]
-    job = SubmittedJob(namespace, service.cluster, run, f'bash -c "{" && ".join(stages)}"', entrypointNumCpus=1)
+    command = workloads.job_command("pipeline", run, "train.num_workers=1", *overrides)
+    job = SubmittedJob(namespace, service.cluster, run, command, entrypointNumCpus=1)
     assert job.wait(timeout=400) == "SUCCEEDED", job.log
 
 

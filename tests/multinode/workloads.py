@@ -32,6 +32,8 @@ TRAIN = {
     "precision": "fp32",
 }
 STEPS_PER_EPOCH = 6
+# The secret that all pods get variables from.
+CREDENTIALS = "instruct-ray-credentials"
 MLFLOW_PASSWORD = "a-password-of-the-tests"
 # As in the comments of cluster/mlflow/mlflow.yaml.
 AUTH_SETTINGS = """[mlflow]
@@ -79,7 +81,7 @@ def start_mlflow(namespace: Namespace, deployment: Document) -> Pod:
         "flask-secret-key": "a-key-of-the-tests",
         "basic_auth.ini": AUTH_SETTINGS,
     }
-    namespace.secrets["instruct-ray-credentials"] = {
+    namespace.secrets[CREDENTIALS] = {
         "MLFLOW_TRACKING_USERNAME": "admin",
         "MLFLOW_TRACKING_PASSWORD": MLFLOW_PASSWORD,
     }
@@ -111,6 +113,18 @@ def job_command(stage: str, name: str, *overrides: str) -> str:
         "registry.uri=http://mlflow:5000",
     ]
     return " ".join([*parts, *overrides])
+
+
+def prepare_run(namespace: Namespace, name: str) -> None:
+    """Prepare a run in a pod of its own, with Ray on that pod only."""
+    spec = {
+        "containers": [{"name": "prepare", "volumeMounts": [{"name": "shared", "mountPath": MOUNT}]}],
+        "volumes": [{"name": "shared", "persistentVolumeClaim": {"claimName": SHARED_CLAIM}}],
+    }
+    pod = Pod(namespace, "prepare", spec, RAY_AUTH_MODE="disabled", **namespace.secrets[CREDENTIALS])
+    pod.start(job_command("prepare", name).split())
+    assert pod.host.wait(timeout=120) == 0, pod.host.log
+    pod.remove()
 
 
 def copy_run(shared: Path, source: str, name: str) -> None:

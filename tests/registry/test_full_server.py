@@ -123,7 +123,7 @@ def test_object_that_was_changed_in_the_store_is_refused(
     [key] = [
         one["Key"] for one in server.objects() if one["Key"] not in before and one["Key"].endswith("model.safetensors")
     ]
-    server.files.put_object(Bucket=BUCKET, Key=key, Body=b"other weights")
+    server.store.client.put_object(Bucket=BUCKET, Key=key, Body=b"other weights")
     with pytest.raises(InputError, match=r"swapped/1: model\.safetensors was changed"):
         registry.fetch(version, tmp_path / "cache")
     assert not (tmp_path / "cache" / "swapped-1").exists()
@@ -133,10 +133,10 @@ def test_registration_outlives_the_store_and_the_database(
     server: FullServer, registry: ModelRegistry, tmp_path: Path
 ) -> None:
     config = make_run_on(server, tmp_path / "runs", "first", "outage")
-    server.stop_store()
+    server.store.stop()
     with pytest.raises(UnavailableError, match=r"can't be used now: .*run the same command again later"):
         register(config, ignore_status)
-    server.start_store()
+    server.store.start()
     server.database.stop()
     with pytest.raises(UnavailableError, match=r"can't be used now: .*run the same command again later"):
         register(config, ignore_status)

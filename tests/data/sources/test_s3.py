@@ -1,15 +1,12 @@
-"""Object stores: a local S3 server, read by file, folder and glob, and by the prepare stage on Ray."""
+"""Object stores: a local S3 server (SeaweedFS), read by file, folder and glob, and by the prepare stage on Ray."""
 
 import json
-import logging
 import os
 from collections.abc import Callable, Iterator
 
-import boto3
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from moto.server import ThreadedMotoServer
 
 from instruct_ray.config.schema import Config
 from instruct_ray.data.ledger import read_entries
@@ -21,19 +18,19 @@ from instruct_ray.data.sources.files import file_digests, split_into_chunks
 from instruct_ray.errors import InputError
 from tests.data.sources.read_all import GOOD, find_files, read_all_records, read_all_values
 from tests.fakes import fail_if_ray_starts, ray_is_running
+from tests.s3_server import KEY_VARIABLES, S3Server
 
-# Ray workers start once for all tests and sign requests with these keys; the server accepts any.
-os.environ.setdefault("AWS_ACCESS_KEY_ID", "nobody")
-os.environ.setdefault("AWS_SECRET_ACCESS_KEY", "nothing")
+# Ray workers start once for all tests and sign requests with these keys.
+os.environ.update(KEY_VARIABLES)
 ROWS = [{**GOOD, "input": f"report {number} of the day"} for number in range(60)]
 
 
 class Bucket:
     """A bucket on a server of this machine."""
 
-    def __init__(self, endpoint: str) -> None:
-        self.endpoint = endpoint
-        self._client = boto3.client("s3", endpoint_url=endpoint, region_name="us-east-1")
+    def __init__(self, server: S3Server) -> None:
+        self.endpoint = server.uri
+        self._client = server.client
         self._client.create_bucket(Bucket="rows")
 
     def put(self, key: str, content: bytes) -> None:
@@ -44,12 +41,10 @@ class Bucket:
 
 
 @pytest.fixture(scope="module")
-def bucket() -> Iterator[Bucket]:
-    logging.getLogger("werkzeug").setLevel(logging.ERROR)
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+def bucket(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bucket]:
+    server = S3Server(tmp_path_factory.mktemp("s3"))
     server.start()
-    host, port = server.get_host_and_port()
-    bucket = Bucket(f"http://{host}:{port}")
+    bucket = Bucket(server)
     lines = b"".join(json.dumps(row).encode() + b"\n" for row in ROWS)
     third = lines.index(json.dumps(ROWS[20]).encode())
     bucket.put("day/a b [1].jsonl", lines[:third])

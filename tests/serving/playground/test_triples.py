@@ -49,7 +49,7 @@ def ask(
         before()
         transport = httpx2.ASGITransport(app, raise_app_exceptions=False, client=(client, 1))
         headers = {} if key is None else {"Authorization": f"Bearer {key}"}
-        async with httpx2.AsyncClient(transport=transport, base_url="http://endpoint", headers=headers) as http:
+        async with httpx2.AsyncClient(transport=transport, base_url="http://localhost", headers=headers) as http:
             sent = [http.request(**{"method": "POST", "url": URL} | request) for request in requests]
             return list(await asyncio.gather(*sent))
 
