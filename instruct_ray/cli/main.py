@@ -9,11 +9,13 @@ from typing import Annotated
 import typer
 
 from instruct_ray.cli import ray_session
+from instruct_ray.cli.arguments import ConfigFile, ModelName, Overrides, RegistryFile, RegistryUri
+from instruct_ray.cli.cluster_commands import runs, submit
 from instruct_ray.config.load import load_config
 from instruct_ray.config.schema import Config
 from instruct_ray.errors import exit_codes
 
-STAGES, INSPECT, REGISTRY = "Stages, in order", "Inspect", "Registry"
+STAGES, CLUSTER, INSPECT, REGISTRY = "Stages, in order", "On a cluster", "Inspect", "Registry"
 DEFAULT_PREVIEW_ROWS = 5
 
 app = typer.Typer(
@@ -24,14 +26,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     suggest_commands=True,
 )
-ConfigFile = Annotated[Path, typer.Option("--config", help="YAML file; examples are in jobs/configs.")]
-Overrides = Annotated[
-    list[str] | None,
-    typer.Argument(metavar="SECTION.KEY=VALUE", help="Values that replace those of the file.", show_default=False),
-]
-ModelName = Annotated[str, typer.Argument(metavar="NAME", help="Name of the registered model.")]
-RegistryFile = Annotated[Path | None, typer.Option("--config", help="YAML file whose registry and gate are used.")]
-RegistryUri = Annotated[str | None, typer.Option("--registry", help="MLflow URI, instead of a config file.")]
 
 
 @app.command(rich_help_panel=STAGES)
@@ -68,10 +62,7 @@ def learning_curve(
     overrides: Overrides = None,
 ) -> None:
     """Tune on parts of the training rows, to see what more rows would bring. Rerun it to resume."""
-    from instruct_ray.cli.learning_curve import (  # noqa: PLC0415
-        DEFAULT_FRACTIONS,
-        run_learning_curve,
-    )
+    from instruct_ray.cli.learning_curve import DEFAULT_FRACTIONS, run_learning_curve  # noqa: PLC0415
 
     _run(lambda config: run_learning_curve(config, fractions or DEFAULT_FRACTIONS), config_file, overrides)
 
@@ -98,6 +89,18 @@ def serve(config_file: ConfigFile, overrides: Overrides = None) -> None:
     from instruct_ray.cli.stages.serve import run_serve  # noqa: PLC0415
 
     _run(run_serve, config_file, overrides)
+
+
+@app.command(rich_help_panel=STAGES)
+def pipeline(config_file: ConfigFile, overrides: Overrides = None) -> None:
+    """Run prepare, tune, evaluate and register one after the other. Rerun it to resume."""
+    from instruct_ray.cli.pipeline import run_pipeline  # noqa: PLC0415
+
+    _run(run_pipeline, config_file, overrides)
+
+
+app.command(rich_help_panel=CLUSTER)(submit)
+app.command(rich_help_panel=CLUSTER)(runs)
 
 
 @app.command(rich_help_panel=INSPECT)

@@ -19,6 +19,8 @@ NODE_TIMED_OUT = "node timed out during startup"
 def silence_libraries() -> None:
     """Turn off messages that are known to be harmless. Call it before the libraries are imported."""
     os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
+    # The bars of transformers, which in a job's log are lines of control characters. Commands have a status line.
+    os.environ["TQDM_DISABLE"] = "1"
     # A filter, since DeepSpeed sets the level of its logger. It warns where there is no GPU.
     logging.getLogger("DeepSpeed").addFilter(lambda record: record.levelno >= logging.ERROR)
 

@@ -1,5 +1,6 @@
 """Loads the config from a YAML file and `section.key=value` overrides, and validates it."""
 
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -11,27 +12,46 @@ from instruct_ray.config.errors import format_validation_error
 from instruct_ray.config.schema import Config
 from instruct_ray.errors import InputError, one_line
 
+STANDARD_INPUT = Path("-")
+
 
 def load_config(path: Path, overrides: Sequence[str] = ()) -> Config:
-    """Load a YAML file and apply `section.key=value` overrides, whose values are YAML.
+    """Load a YAML file, or standard input for `-`, and apply `section.key=value` overrides, whose values are YAML.
 
     Raises:
         InputError: the file is missing or not a mapping, or a key or value is invalid; names file and key.
     """
+    if path == STANDARD_INPUT:
+        return parse_config(sys.stdin.read(), "standard input", overrides)
     if not path.is_file():
         raise InputError(f"{path}: no such config file")
+    return parse_config(path.read_text(), str(path), overrides)
+
+
+def parse_config(text: str, name: str, overrides: Sequence[str] = ()) -> Config:
+    """The config in a text; `name` is what messages call it. See `load_config`."""
+    values = read_values(text, name, overrides)
     try:
-        raw = yaml.safe_load(path.read_text())
+        return Config.model_validate(values)
+    except ValidationError as error:
+        raise InputError(f"{name}: {format_validation_error(error, Config)}") from None
+
+
+def read_values(text: str, name: str, overrides: Sequence[str] = ()) -> dict[str, Any]:
+    """The values in a text with the overrides applied, not validated.
+
+    Raises:
+        InputError: the text is not YAML or not a mapping.
+    """
+    try:
+        raw = yaml.safe_load(text)
     except yaml.YAMLError as error:
-        raise InputError(f"{path}: not valid YAML: {one_line(error)}") from error
+        raise InputError(f"{name}: not valid YAML: {one_line(error)}") from error
     if not isinstance(raw, dict):
-        raise InputError(f"{path}: not a mapping of sections")
+        raise InputError(f"{name}: not a mapping of sections")
     for override in overrides:
         _apply_override(raw, override)
-    try:
-        return Config.model_validate(raw)
-    except ValidationError as error:
-        raise InputError(f"{path}: {format_validation_error(error, Config)}") from None
+    return raw
 
 
 def _apply_override(raw: dict[str, Any], override: str) -> None:

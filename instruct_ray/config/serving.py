@@ -12,6 +12,7 @@ from pydantic import (
     model_validator,
 )
 
+from instruct_ray.config.label_selector import LabelSelector
 from instruct_ray.config.registry_names import check_further_model
 from instruct_ray.config.section import AbsolutePath, Section
 
@@ -81,6 +82,9 @@ class ServingConfig(Section):
     """CPUs per replica."""
     num_gpus: float = Field(default=0, ge=0)
     """GPUs per replica."""
+    label_selector: LabelSelector = Field(default_factory=dict)
+    """Labels of the nodes that may run replicas, and the engines of `evaluate`, `register`, `benchmark` and `generate`,
+    as in `train.label_selector`. None by default."""
     engine: Literal["auto", "transformers", "vllm"] = "auto"
     """What generates: `transformers` runs on any CPU or GPU, `vllm` needs the package `vllm`. `auto` is `vllm` where a
     replica has a GPU and the package is installed, and `transformers` elsewhere: on a CPU vLLM is no faster."""

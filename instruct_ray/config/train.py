@@ -4,6 +4,7 @@ from typing import Literal
 
 from pydantic import Field, PositiveFloat, PositiveInt, field_validator, model_validator
 
+from instruct_ray.config.label_selector import LabelSelector
 from instruct_ray.config.section import Section
 
 
@@ -29,6 +30,8 @@ class ValidationConfig(Section):
     """CPUs of the validation task."""
     num_gpus: float = Field(default=0, ge=0)
     """GPUs of the validation task, in addition to those of the workers."""
+    label_selector: LabelSelector = Field(default_factory=dict)
+    """Labels of the nodes that may run the validation task, as in `train.label_selector`. None by default."""
 
     @model_validator(mode="after")
     def _check_metric(self) -> "ValidationConfig":
@@ -98,6 +101,10 @@ class TrainConfig(Section):
     all CPUs of the node, divided by its workers."""
     use_gpu: bool = False
     """Train on GPUs, one per worker, with NCCL. Otherwise on CPUs, with gloo."""
+    label_selector: LabelSelector = Field(default_factory=dict)
+    """Labels of the nodes that may run workers, as Ray writes them: `{market: on-demand}`, `{market: "!spot"}`,
+    `{ray.io/accelerator-type: "in(H100, H200)"}`. All nodes by default. Labels are given to a node by `ray start
+    --labels` or by `labels` of a KubeRay worker group; some, such as `ray.io/accelerator-type`, by Ray."""
     wait_for_nodes: int = Field(default=0, ge=0)
     """Seconds to wait for an autoscaler to add nodes; 0 fails immediately if the cluster is too small."""
     max_failures: int = Field(default=3, ge=0)

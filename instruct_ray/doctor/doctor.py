@@ -128,6 +128,7 @@ def _check_packing(run: OpenRun, incompatibility: str | None) -> Finding:
     task: Any = _packing_check_task.options(
         num_cpus=resources["CPU"],
         num_gpus=resources.get("GPU", 0),
+        label_selector=train.label_selector,
         runtime_env=worker_runtime_env(use_gpu=train.use_gpu),
     )
     try:

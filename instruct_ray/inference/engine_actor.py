@@ -47,6 +47,7 @@ def start_engine_actor(
     actor_class = ray.remote(EngineActor).options(
         num_cpus=serving.num_cpus,
         num_gpus=serving.num_gpus,
+        label_selector=serving.label_selector,
         max_restarts=MAX_RESTARTS,
         max_task_retries=MAX_RESTARTS,
         runtime_env=worker_runtime_env(use_gpu=serving.num_gpus > 0),

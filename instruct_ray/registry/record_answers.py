@@ -132,6 +132,7 @@ def _make_task(serving: ServingConfig) -> Any:
     return ray.remote(
         num_cpus=serving.num_cpus,
         num_gpus=serving.num_gpus,
+        label_selector=serving.label_selector,
         # Its process ends with it, and so frees the memory of the models.
         max_calls=1,
         runtime_env=worker_runtime_env(use_gpu=serving.num_gpus > 0),

@@ -23,6 +23,7 @@ RESUME_SAFE_KEYS = frozenset(
         "train.num_workers",
         "train.cpus_per_worker",
         "train.use_gpu",
+        "train.label_selector",
         "train.packed",
         "train.offload.optimizer",
         "train.offload.parameters",
@@ -34,6 +35,7 @@ RESUME_SAFE_KEYS = frozenset(
         "train.validation.max_wait_seconds",
         "train.validation.num_cpus",
         "train.validation.num_gpus",
+        "train.validation.label_selector",
         "train.loss_spike",
         "train.loss_spike.factor",
         "train.loss_spike.num_steps",
@@ -63,7 +65,7 @@ def check_config_unchanged(config: Config, *sections: str) -> None:
         f"{key} was {_lookup(frozen, key)!r}, now {_lookup(current, key)!r}"
         for section in sorted(current.keys() & frozen.keys())
         for key in _differing_keys(section, frozen[section], current[section])
-        if key not in RESUME_SAFE_KEYS
+        if not _is_resume_safe(key)
     ]
     if changed:
         raise InputError(
@@ -133,6 +135,12 @@ def _differing_keys(key: str, old: Any, new: Any) -> Iterator[str]:
             yield from _differing_keys(f"{key}.{name}", old.get(name), new.get(name))
     elif old != new:
         yield key
+
+
+def _is_resume_safe(key: str) -> bool:
+    # Below a label selector are no options but labels.
+    selector, _, label = key.partition(".label_selector.")
+    return (f"{selector}.label_selector" if label else key) in RESUME_SAFE_KEYS
 
 
 def _lookup(values: Any, key: str) -> Any:

@@ -1,9 +1,9 @@
-"""gateway: reads one answer of a replica as it is generated, within a time limit."""
+"""gateway: reads one answer of a replica, as it is generated or as a whole, within a time limit."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 
-from ray.serve.handle import DeploymentResponseGenerator
+from ray.serve.handle import DeploymentResponse, DeploymentResponseGenerator
 
 from instruct_ray.serving.answer import ReplicaMessage
 from instruct_ray.serving.replica_messages import COMPLETE_REASONS, AnswerStart, ReplicaChunk, RequestError, TokenCounts
@@ -13,10 +13,29 @@ class AnswerFailedError(RuntimeError):
     """The engine failed on a request."""
 
 
+class WholeAnswer:
+    """The messages of an answer that a replica sends at once."""
+
+    def __init__(self, response: "DeploymentResponse[list[ReplicaMessage]]") -> None:
+        self._response = response
+        self._messages: Iterator[ReplicaMessage] | None = None
+
+    async def __anext__(self) -> ReplicaMessage:
+        if self._messages is None:
+            self._messages = iter(await self._response)
+        for message in self._messages:
+            return message
+        raise StopAsyncIteration
+
+    def cancel(self) -> None:
+        """Cancel the answer."""
+        self._response.cancel()
+
+
 class AnswerReader:
     """Reads the messages of one answer."""
 
-    def __init__(self, messages: "DeploymentResponseGenerator[ReplicaMessage]", deadline: float) -> None:
+    def __init__(self, messages: "DeploymentResponseGenerator[ReplicaMessage] | WholeAnswer", deadline: float) -> None:
         """Read messages up to `deadline`, a time of the event loop."""
         self._messages, self._deadline = messages, deadline
         self._is_finished = False

@@ -8,10 +8,11 @@ from collections.abc import AsyncIterator, Callable
 from fastapi.responses import JSONResponse, StreamingResponse
 from ray.exceptions import RayActorError
 from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
-from ray.serve.handle import DeploymentHandle
+from ray.serve.handle import DeploymentHandle, DeploymentResponseGenerator
 
 from instruct_ray.config.serving import ServingConfig
-from instruct_ray.serving.answer_reader import AnswerFailedError, AnswerReader
+from instruct_ray.serving.answer import ReplicaMessage
+from instruct_ray.serving.answer_reader import AnswerFailedError, AnswerReader, WholeAnswer
 from instruct_ray.serving.api_keys import ApiKey
 from instruct_ray.serving.chat_request import ChatRequest
 from instruct_ray.serving.completion_request import CompletionRequest
@@ -46,8 +47,8 @@ class AnswerSender:
     def __init__(
         self, replica: DeploymentHandle, serving: ServingConfig, limits: KeyLimits, metrics: EndpointMetrics
     ) -> None:
-        """Ask `replica`, whose answers are streams."""
-        self._replica, self._max_seconds = replica, serving.max_seconds
+        self._replica, self._streaming_replica = replica, replica.options(stream=True)
+        self._max_seconds = serving.max_seconds
         self._limits, self._metrics, self._tracer = limits, metrics, RequestTracer(serving.tracing)
 
     async def answer(self, body: AnyBody, key: ApiKey | None, make_builder: BuilderMaker) -> AnswerResponse:
@@ -74,6 +75,7 @@ class AnswerSender:
                     logger.warning("a replica died; its request is sent to another one: %s", error)
             return await self._ask(body, key, make_builder, deadline, trace)
         except BackPressureError:
+            self._metrics.refused.inc()
             return overload_response()
         except DeploymentUnavailableError:
             return unavailable_response()
@@ -87,7 +89,7 @@ class AnswerSender:
         self, body: AnyBody, key: ApiKey | None, make_builder: BuilderMaker, deadline: float, trace: RequestTrace
     ) -> AnswerResponse:
         started = time.perf_counter()
-        reader = AnswerReader(self._replica.answer.remote(body), deadline)
+        reader = AnswerReader(self._request_messages(body), deadline)
         is_streaming = False
         try:
             # Before the status line is sent, so that an error never has the status 200.
@@ -112,6 +114,11 @@ class AnswerSender:
         finally:
             if not is_streaming:
                 reader.close()
+
+    def _request_messages(self, body: AnyBody) -> "DeploymentResponseGenerator[ReplicaMessage] | WholeAnswer":
+        if body.stream:
+            return self._streaming_replica.answer.remote(body)
+        return WholeAnswer(self._replica.answer_whole.remote(body))
 
     async def _stream_events(
         self, builder: ResponseBuilder, reader: AnswerReader, key: ApiKey | None, started: float, trace: RequestTrace

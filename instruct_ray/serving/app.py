@@ -52,6 +52,7 @@ def build_app(args: AppArgs) -> Application:
         ray_actor_options={
             "num_cpus": serving.num_cpus,
             "num_gpus": serving.num_gpus,
+            "label_selector": serving.label_selector,
             "runtime_env": worker_runtime_env(use_gpu=serving.num_gpus > 0),
         },
         # Enough for a running batch and the next one: the engine batches only the requests that a replica has.

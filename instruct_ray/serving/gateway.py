@@ -42,7 +42,7 @@ class Gateway:
         self._streaming_replica = replica.options(stream=True)
         self._serving = serving
         self._keys, self._limits, self._metrics = ApiKeys(serving.api_keys_file), KeyLimits(), EndpointMetrics()
-        self._sender = AnswerSender(self._streaming_replica, serving, self._limits, self._metrics)
+        self._sender = AnswerSender(replica, serving, self._limits, self._metrics)
 
     def __serve_build_asgi_app__(self) -> ASGIApp:
         """Build the web application; Ray Serve calls this once.

@@ -52,16 +52,16 @@ class RequestTracer:
         if self._records_text:
             attributes["gen_ai.input.messages"] = _dump_prompt(body)
         span = self._tracer.start_span(f"{operation} {body.model}", kind=SpanKind.SERVER, attributes=attributes)
-        return RequestTrace(span, records_text=self._records_text and span.is_recording())
+        return RequestTrace(span, is_streamed=body.stream, records_text=self._records_text and span.is_recording())
 
 
 class RequestTrace:
     """Notes what happens to one request; `end` has to be called, and only its first call counts."""
 
-    def __init__(self, span: Span, *, records_text: bool) -> None:
+    def __init__(self, span: Span, *, is_streamed: bool, records_text: bool) -> None:
         self._span, self._records_text = span, records_text
         self._started = time.perf_counter()
-        self._has_chunk, self._has_ended = False, False
+        self._needs_first_chunk, self._has_ended = is_streamed, False
         self._finish_reasons: list[str] = []
         self._texts: dict[int, str] = {}
 
@@ -80,8 +80,8 @@ class RequestTrace:
         """Note a part of the answer."""
         if not self._span.is_recording():
             return
-        if not self._has_chunk:
-            self._has_chunk = True
+        if self._needs_first_chunk:
+            self._needs_first_chunk = False
             self._span.set_attribute("gen_ai.response.time_to_first_chunk", time.perf_counter() - self._started)
         if chunk.finish_reason is not None:
             self._finish_reasons.append(chunk.finish_reason)

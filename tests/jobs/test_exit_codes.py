@@ -62,6 +62,10 @@ def test_missing_source(run_refused: Callable[..., str], tmp_path: Path) -> None
     assert not (tmp_path / "runs").exists()
 
 
+def test_pipeline_ends_as_its_first_stage_that_fails(run_refused: Callable[..., str]) -> None:
+    assert "no file /nowhere/x.jsonl" in run_refused("pipeline", "data.sources=[/nowhere/x.jsonl]")
+
+
 def test_empty_source(run_refused: Callable[..., str], tmp_path: Path) -> None:
     (tmp_path / "empty.jsonl").touch()
     assert "empty.jsonl is empty" in run_refused("prepare", f"data.sources=[{tmp_path}/empty.jsonl]")
@@ -111,7 +115,7 @@ def test_job_process_exits_with_2(config_file: Path) -> None:
     assert result.stderr.strip() == f"error: {config_file}: train.zero_stage: Input should be 0, 1, 2 or 3"
 
 
-@pytest.mark.parametrize("job", ["prepare", "tune", "evaluate", "register", "serve", "generate", "demo"])
+@pytest.mark.parametrize("job", ["prepare", "tune", "evaluate", "register", "serve", "generate", "pipeline", "demo"])
 def test_every_job_has_help(job: str) -> None:
     result = run_job(job, "--help")
     assert result.returncode == 0

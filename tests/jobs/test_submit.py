@@ -1,79 +1,22 @@
 """Jobs submitted with `ray job submit` to a cluster that requires a token."""
 
 import json
-import os
-import shutil
-import socket
 import subprocess
-import sys
-import tempfile
 import threading
 import time
-import urllib.error
-import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import mlflow
-import psutil
 import pytest
 import yaml
 
 from instruct_ray.config.schema import Config
 from instruct_ray.run.folder import RunFolder
 from instruct_ray.tracking.mlflow_client import tracking_uri
+from tests.token_cluster import BIN, fetch_status_code
 
 ROOT = Path(__file__).parents[2]
-BIN = Path(sys.executable).parent
-TOKEN = "a-token-for-tests-only-0123456789"
-
-
-def find_free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
-@pytest.fixture(scope="module")
-def environment() -> dict[str, str]:
-    """The environment of a cluster user: the token, and the project's Python first on the path."""
-    inherited = {key: value for key, value in os.environ.items() if not key.startswith("RAY_")}
-    return inherited | {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": TOKEN, "PATH": f"{BIN}:{os.environ['PATH']}"}
-
-
-@pytest.fixture(scope="module")
-def dashboard(environment: dict[str, str]) -> Iterator[str]:
-    """Starts a head node; yields the address that jobs are submitted to."""
-    # Ray puts Unix sockets there, whose paths must be short.
-    folder = tempfile.mkdtemp(prefix="ray-", dir="/tmp")
-    port = find_free_port()
-    command = [BIN / "ray", "start", "--head", "--block", "--num-cpus=4", f"--temp-dir={folder}"]
-    command += [f"--port={find_free_port()}", f"--dashboard-port={port}", "--dashboard-host=127.0.0.1"]
-    # The default port may be taken by another cluster on this machine, such as that of other tests.
-    command += [f"--dashboard-agent-listen-port={find_free_port()}"]
-    head = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    address = f"http://127.0.0.1:{port}"
-    deadline = time.monotonic() + 120
-    while fetch_status_code(f"{address}/api/jobs/", TOKEN) != 200:
-        assert head.poll() is None, "ray start failed"
-        assert time.monotonic() < deadline, "the dashboard did not come up"
-        time.sleep(0.5)
-    yield address
-    for process in psutil.Process(head.pid).children(recursive=True):
-        process.kill()
-    head.wait(timeout=60)
-    shutil.rmtree(folder, ignore_errors=True)
-
-
-def fetch_status_code(url: str, token: str | None) -> int:
-    headers = {"Authorization": f"Bearer {token}"} if token else {}
-    try:
-        with urllib.request.urlopen(urllib.request.Request(url, headers=headers), timeout=10) as response:
-            return int(response.status)
-    except urllib.error.HTTPError as error:
-        return error.code
-    except OSError:
-        return 0
 
 
 @pytest.fixture

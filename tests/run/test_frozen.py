@@ -22,6 +22,8 @@ def test_changed_keys_are_refused_with_both_values(make_config: Callable[..., Co
 def test_keys_that_only_affect_execution_may_change(make_config: Callable[..., Config]) -> None:
     freeze_config(make_config(), "run", "train")
     freeze_config(make_config(train={"num_workers": 8, "max_failures": 0}), "run", "train")
+    for selector in ({"market": "spot"}, {"market": "on-demand", "zone": "a"}):
+        freeze_config(make_config(train={"label_selector": selector}), "run", "train")
 
 
 def test_adding_an_adapter_is_a_change(make_config: Callable[..., Config]) -> None:

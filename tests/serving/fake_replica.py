@@ -2,7 +2,7 @@
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Generator
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +34,7 @@ class FakeReplica:
 
     def __init__(self, answers: list[list[Any]], info: Any = INFO) -> None:
         self._answers = iter(answers)
-        self.answer = self
+        self.answer, self.answer_whole = self, FakeWholeMethod(self)
         self.info = FakeMethod(info)
         self.num_cancelled = 0
 
@@ -43,6 +43,16 @@ class FakeReplica:
 
     def remote(self, request: object) -> "FakeAnswer":
         return FakeAnswer(self, next(self._answers))
+
+
+class FakeWholeMethod:
+    """Stands for the method of a replica that returns all of an answer at once."""
+
+    def __init__(self, replica: FakeReplica) -> None:
+        self._replica = replica
+
+    def remote(self, request: object) -> "FakeWholeAnswer":
+        return FakeWholeAnswer(self._replica.remote(request))
 
 
 class FakeMethod:
@@ -82,6 +92,22 @@ class FakeAnswer:
 
     def cancel(self) -> None:
         self._replica.num_cancelled += 1
+
+
+class FakeWholeAnswer:
+    """Stands for a response of Ray Serve that is a value."""
+
+    def __init__(self, answer: FakeAnswer) -> None:
+        self._answer = answer
+
+    def __await__(self) -> Generator[Any, None, list[Any]]:
+        return self._collect().__await__()
+
+    async def _collect(self) -> list[Any]:
+        return [item async for item in self._answer]
+
+    def cancel(self) -> None:
+        self._answer.cancel()
 
 
 def ask(

@@ -141,6 +141,7 @@ def _ask(
     task = ray.remote(
         num_cpus=serving.num_cpus,
         num_gpus=serving.num_gpus,
+        label_selector=serving.label_selector,
         # Its process ends with it, and so frees the memory of the model.
         max_calls=1,
         runtime_env=worker_runtime_env(use_gpu=serving.num_gpus > 0),

@@ -148,6 +148,7 @@ def _map_with_workers(batches: Dataset, job: _Job) -> Dataset:
             compute=ray.data.ActorPoolStrategy(min_size=1, max_size=serving.num_replicas),
             num_cpus=serving.num_cpus,
             num_gpus=serving.num_gpus,
+            label_selector=serving.label_selector,
             runtime_env=worker_runtime_env(use_gpu=serving.num_gpus > 0),
             max_restarts=MAX_WORKER_FAILURES,
             max_task_retries=MAX_WORKER_FAILURES,

@@ -58,6 +58,7 @@ def list_alive_nodes() -> list[Node]:
             node["NodeName"],
             float(node["Resources"].get("CPU", 0)),
             float(node["Resources"].get("GPU", 0)),
+            node["Labels"],
         )
         for node in ray.nodes()
         if node["Alive"]
@@ -73,7 +74,10 @@ def wait_for_placement(train: TrainConfig) -> tuple[list[Node], dict[str, int]]:
     nodes = list_alive_nodes()
     if (placement := plan_placement(nodes, train)) or not train.wait_for_nodes:
         return nodes, placement
-    request_resources(bundles=[*[worker_resources(train)] * train.min_workers, {"CPU": DATA_CPUS}])
+    request_resources(
+        bundles=[*[worker_resources(train)] * train.min_workers, {"CPU": DATA_CPUS}],
+        bundle_label_selectors=[*[train.label_selector] * train.min_workers, {}],
+    )
     try:
         while not placement and time.monotonic() < deadline:
             time.sleep(POLL_SECONDS)

@@ -1,9 +1,10 @@
 """pure: plans which nodes can hold the workers of a run, and explains what is missing if they don't fit."""
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
+from instruct_ray.config.label_selector import describe_selector, matches
 from instruct_ray.config.train import TrainConfig
 
 # For Ray Data, besides the workers: without a free CPU it never delivers a pack, and the run hangs.
@@ -18,6 +19,7 @@ class Node:
     name: str
     cpus: float
     gpus: float
+    labels: Mapping[str, str] = field(default_factory=dict)
 
 
 def worker_resources(train: TrainConfig) -> dict[str, float]:
@@ -50,16 +52,29 @@ def describe_shortage(nodes: Sequence[Node], train: TrainConfig) -> str:
     other_cpus = required_cpus(train) - train.min_workers * train.cpus_per_worker
     other_tasks = "Ray Data" if train.validation is None else "Ray Data and validation"
     worker = f"{train.cpus_per_worker} CPU{' and 1 GPU' if train.use_gpu else ''}"
+    if train.label_selector:
+        worker += f" on nodes with {describe_selector(train.label_selector)}"
     needed = f"{train.min_workers} worker(s) of {worker} plus {other_cpus} CPU for {other_tasks}"
     available = f"{len(nodes)} node(s) with {cpus:g} CPUs and {gpus:g} GPUs"
     num_fitting = sum(_num_workers(node, train) for node in nodes)
     while num_fitting and cpus < num_fitting * train.cpus_per_worker + other_cpus:
         num_fitting -= 1
-    advice = f"set train.num_workers={num_fitting}" if num_fitting else "lower train.cpus_per_worker"
+    advice = f"set train.num_workers={num_fitting}" if num_fitting else _advise_for_none(nodes, train)
     return f"{needed} can't be placed on {available}; {advice}, or add nodes (see train.wait_for_nodes)"
+
+
+def _advise_for_none(nodes: Sequence[Node], train: TrainConfig) -> str:
+    """What to change where not even one worker fits."""
+    if nodes and not any(matches(node.labels, train.label_selector) for node in nodes):
+        return "change train.label_selector, which no node matches"
+    if train.use_gpu and not any(node.gpus for node in nodes):
+        return "set train.use_gpu=false"
+    return "lower train.cpus_per_worker"
 
 
 def _num_workers(node: Node, train: TrainConfig) -> int:
     """Workers that fit on a node."""
+    if not matches(node.labels, train.label_selector):
+        return 0
     num_by_cpus = int(node.cpus // train.cpus_per_worker)
     return min(num_by_cpus, int(node.gpus)) if train.use_gpu else num_by_cpus

@@ -42,6 +42,7 @@ def run_ray_train(
             num_workers=train.num_workers,
             use_gpu=train.use_gpu,
             resources_per_worker=worker_resources(train),
+            label_selector=train.label_selector or None,
         ),
         run_config=ray.train.RunConfig(
             # Ray Train gets a folder for its own files. It is not told of checkpoints: the workers write and load them.

@@ -64,6 +64,7 @@ class Validator:
         self._remote_validate = ray.remote(validate_checkpoint).options(
             num_cpus=self._settings.num_cpus,
             num_gpus=self._settings.num_gpus,
+            label_selector=self._settings.label_selector,
             runtime_env=worker_runtime_env(use_gpu=self._settings.num_gpus > 0),
         )
 

@@ -32,6 +32,8 @@ class Votes:
     """Stop after this step."""
     check_preemption: bool
     """Check for preemption after this step; the check is a barrier."""
+    is_last: bool
+    """Train no further step: a node is about to be taken away."""
     lost_lock: bool
     """Write nothing more: another process has taken over the run."""
 
@@ -89,7 +91,7 @@ class WorkerTrainer:
         torch.manual_seed(hash((plan.seed, index, self.rank)))
         packs = next(self.packs)
         wait_seconds = time.perf_counter() - started
-        votes = {"stop": self.folder_monitor.stop_requested, "check_preemption": self.preemption.is_check_due}
+        votes = {"stop": self.folder_monitor.stop_requested} | self.preemption.vote()
         local = train_step(self.engine, self.loss_fn, packs, num_target_tokens, learning_rate)
         votes["lost_lock"] = self.folder_monitor.lock_is_lost
         totals = all_reduce_sums(local.sums() | votes, self.engine.device)
@@ -97,7 +99,7 @@ class WorkerTrainer:
         times = {"seconds": time.perf_counter() - started, "wait_seconds": wait_seconds}
         if not totals["lost_lock"]:
             self.log.log_step(index + 1, result, {"num_trained": num_target_tokens, "lr": learning_rate} | times)
-        return result, Votes(totals["stop"] > 0, totals["check_preemption"] > 0, totals["lost_lock"] > 0)
+        return result, Votes(**{name: totals[name] > 0 for name in votes})
 
     def _check_losses(self, step: int, result: StepResult) -> Decision:
         """Fail after too many skipped steps, or if the loss has spiked; `step` counts from 1."""
@@ -123,7 +125,7 @@ class WorkerTrainer:
             self._log_lost_checkpoint(self.checkpointer.settle())
         if self.validator and is_due and is_midway and self.validator.should_stop_early(step):
             return Decision(Action.FINISH)
-        is_preempted = votes.check_preemption and self.preemption.check()
+        is_preempted = votes.is_last or (votes.check_preemption and self.preemption.check())
         if is_due or votes.stop or is_preempted:
             saved = self._save(step)
             if self.validator and saved.folder and is_due and (is_end or is_midway):
@@ -134,7 +136,15 @@ class WorkerTrainer:
                     self.log.log_event(verified.postponed)
                 if verified.problem:
                     return Decision(Action.FAIL, verified.problem)
+        if votes.is_last and is_midway:
+            self._wait_for_end(step)
         return Decision(Action.INTERRUPT if votes.stop and not is_end else Action.CONTINUE)
+
+    def _wait_for_end(self, step: int) -> None:
+        """Wait until the checkpoint of this step is committed and the node is taken away."""
+        self._log_lost_checkpoint(self.checkpointer.settle())
+        self.log.log_event(f"a node is about to be taken away; waiting after step {step} to go on elsewhere")
+        self.preemption.wait_for_end()
 
     def _log_lost_checkpoint(self, lost: LostCheckpoint | None) -> None:
         if lost is not None:
@@ -145,7 +155,7 @@ class WorkerTrainer:
     def _save(self, step: int) -> SaveResult:
         started = time.perf_counter()
         self._log_lost_checkpoint(self.checkpointer.settle())
-        saved = self.checkpointer.save(self.engine, step)
+        saved = self.checkpointer.save(self.engine, step, self.log.log_checkpoint)
         if saved.problem:
             self.log.log_event(saved.problem)
         self.preemption.record_save(time.perf_counter() - started)

@@ -62,6 +62,21 @@ def test_shortage_message_suggests_what_fits(
         assert not plan_placement(make_nodes(*sizes), train.model_copy(update={"num_workers": num_workers + 1}))
 
 
+def test_workers_go_to_nodes_with_the_labels() -> None:
+    nodes = [Node("id-0", "spot", 8, 0, {"market": "spot"}), Node("id-1", "other", 4, 0, {"market": "on-demand"})]
+    train = make_train_config(num_workers=2, label_selector={"market": "on-demand"})
+    assert plan_placement(nodes, train) == {"id-1": 2}
+    train = make_train_config(num_workers=2, label_selector={"market": "reserved"})
+    assert not plan_placement(nodes, train)
+    message = describe_shortage(nodes, train)
+    assert "2 worker(s) of 1 CPU on nodes with market=reserved plus" in message
+    assert "change train.label_selector, which no node matches" in message
+
+
+def test_run_for_gpus_on_nodes_without_any_is_told_so() -> None:
+    assert "set train.use_gpu=false" in describe_shortage(make_nodes((8, 0)), make_train_config(use_gpu=True))
+
+
 def test_worker_reserves_a_gpu_if_configured() -> None:
     assert worker_resources(make_train_config(cpus_per_worker=3, use_gpu=True)) == {"CPU": 3, "GPU": 1}
     assert worker_resources(make_train_config()) == {"CPU": 1}

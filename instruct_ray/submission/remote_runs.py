@@ -1,0 +1,51 @@
+"""The runs of a cluster: a job on it reads their storage, the job server knows their jobs, and Serve its endpoints."""
+
+import json
+import shlex
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from instruct_ray.errors import RunFailedError
+from instruct_ray.run.summary import RUNS, RunSummary
+from instruct_ray.submission.job_server import ENDED, JobServer
+from instruct_ray.submission.submit import RUN_KEY, STAGE_KEY, STORAGE_KEY
+
+LIST_SECONDS = 120.0
+
+
+@dataclass(frozen=True)
+class RunJob:
+    """The newest job of a run."""
+
+    id: str
+    stage: str
+    status: str
+    """Ray's: PENDING, RUNNING, SUCCEEDED, FAILED or STOPPED."""
+    exit_code: int | None
+
+
+def find_jobs(server: JobServer) -> dict[tuple[str, str], RunJob]:
+    """The newest job of each run that `instruct-ray submit` started, by storage and name of the run."""
+    jobs: dict[tuple[str, str], RunJob] = {}
+    for job in sorted(server.jobs, key=lambda job: job.start_time or 0):
+        values = job.metadata or {}
+        if job.submission_id and RUN_KEY in values:
+            key = (values[STORAGE_KEY], values[RUN_KEY])
+            jobs[key] = RunJob(job.submission_id, values[STAGE_KEY], str(job.status.value), job.driver_exit_code)
+    return jobs
+
+
+def fetch_runs(server: JobServer, storages: Sequence[str]) -> list[RunSummary]:
+    """List the runs of storages that the cluster sees, by a job there. A storage that it does not see has none.
+
+    Raises:
+        RunFailedError: the job did not run.
+    """
+    options = [word for storage in storages for word in ("--storage", storage)]
+    command = shlex.join(["python", "-m", "instruct_ray", "runs", "--json", *options])
+    details, log = server.run_helper("runs", command, {}, LIST_SECONDS)
+    lines = log.splitlines()
+    if details.status not in ENDED or details.driver_exit_code != 0:
+        reason = next((line for line in reversed(lines) if line.strip()), str(details.status))
+        raise RunFailedError(f"{server.address}: the runs can't be listed: {reason}")
+    return RUNS.validate_python(json.loads(lines[-1]))
