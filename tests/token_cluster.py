@@ -2,7 +2,6 @@
 
 import os
 import shutil
-import socket
 import subprocess
 import sys
 import tempfile
@@ -16,6 +15,8 @@ from pathlib import Path
 
 import psutil
 import ray
+
+from tests.ports import find_free_port
 
 BIN = Path(sys.executable).parent
 TOKEN = "a-token-for-tests-only-0123456789"
@@ -31,12 +32,6 @@ class TokenCluster:
     """That jobs are submitted to."""
     address: str
     """That programs on the node join."""
-
-
-def find_free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def user_environment() -> dict[str, str]:
