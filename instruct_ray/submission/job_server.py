@@ -7,7 +7,7 @@ import time
 import uuid
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import aiohttp
@@ -40,6 +40,8 @@ class JobRequest:
     entrypoint: str
     runtime_env: Mapping[str, Any]
     metadata: Mapping[str, str]
+    driver_resources: Mapping[str, float] = field(default_factory=dict)
+    """Resources of the node that the driver runs on. Without any it is the head."""
 
 
 class JobServer:
@@ -78,6 +80,7 @@ class JobServer:
                         submission_id=request.id,
                         runtime_env=dict(request.runtime_env),
                         metadata=dict(request.metadata),
+                        entrypoint_resources=dict(request.driver_resources),
                     )
                 return
             except UnavailableError as error:

@@ -19,6 +19,8 @@ from instruct_ray.submission.job_server import JobServer
 from instruct_ray.training.capacity.placement import Node, describe_shortage, plan_placement, required_cpus
 
 PACKAGE = "instruct-ray"
+# The resource of nodes for drivers: a driver on the head would end with the head, one on a spot node with that.
+DRIVER_RESOURCE = "driver"
 # A cluster may have to install the job's environment first.
 PROBE_SECONDS = 300.0
 TRAINING_STAGES = ("tune", "pipeline")
@@ -52,6 +54,13 @@ class Cluster:
     def dashboard_host(self) -> str | None:
         """The host that the dashboard listens on."""
         return urlsplit(f"//{self.answer['dashboard']}").hostname
+
+    @property
+    def driver_resources(self) -> dict[str, float]:
+        """What a driver asks for, so that it runs on a node that is meant for drivers, if there are such nodes."""
+        nodes = [node["resources"] for node in self.answer["nodes"]]
+        has_nodes = any(DRIVER_RESOURCE in resources for resources in nodes) or self.may_grow_to(DRIVER_RESOURCE) > 0
+        return {DRIVER_RESOURCE: 1.0} if has_nodes else {}
 
     def may_grow_to(self, resource: str) -> float:
         """How much of a resource an autoscaler may bring the cluster to; 0 without an autoscaler."""

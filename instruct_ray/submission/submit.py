@@ -43,18 +43,21 @@ def submit_stage(
     check_inputs(cluster, stage)
     check_resources(cluster, stage, job)
     status("submitting")
-    request = _make_request(stage, job, runtime_env)
+    request = _make_request(stage, job, runtime_env, cluster.driver_resources)
     server.submit(request)
     return server, request.id
 
 
-def _make_request(stage: str, job: JobConfig, runtime_env: dict[str, Any]) -> JobRequest:
+def _make_request(
+    stage: str, job: JobConfig, runtime_env: dict[str, Any], driver_resources: dict[str, float]
+) -> JobRequest:
     run = job.config.run
     return JobRequest(
         id=f"{run.name}-{stage}-{uuid.uuid4().hex[:ID_CHARACTERS]}",
         entrypoint=job.command(stage),
         runtime_env=runtime_env,
         metadata={STAGE_KEY: stage, RUN_KEY: run.name, STORAGE_KEY: str(run.storage)},
+        driver_resources=driver_resources,
     )
 
 

@@ -43,6 +43,14 @@ def make_job(make_config: Callable[..., Config], tmp_path: Path) -> Callable[...
     return make
 
 
+def test_driver_runs_on_a_node_for_drivers_if_there_are_any() -> None:
+    assert make_cluster(0).driver_resources == {}
+    assert make_cluster(0, most={"driver": 8.0}).driver_resources == {"driver": 1.0}
+    cluster = make_cluster(0, 0)
+    cluster.answer["nodes"][1]["resources"]["driver"] = 8.0
+    assert cluster.driver_resources == {"driver": 1.0}
+
+
 def test_image_with_this_environment_is_fine() -> None:
     check_packages(make_cluster(0), is_source_sent=False)
 
