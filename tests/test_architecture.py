@@ -38,10 +38,12 @@ IMPORTERS = {
     },
     "lm_eval": {"evidence/benchmarks/harness.py"},
     "ray.serve": {
-        "serving/app.py", "serving/gateway.py", "serving/answer_reader.py", "serving/errors.py",
-        "serving/probe.py", "serving/served_version.py", "cli/stages/serve.py",
+        "serving/app.py", "serving/gateway.py", "serving/answer_sender.py", "serving/answer_reader.py",
+        "serving/endpoint_metrics.py", "serving/errors.py", "serving/peer_version.py", "serving/probe.py",
+        "serving/replica_metrics.py", "serving/served_version.py", "cli/stages/serve.py",
     },
     "ray.job_submission": {"submission/job_server.py"},
+    "ray.util.metrics": {"training/driver/run_metrics.py"},
     "typer": {"cli/main.py", "cli/arguments.py", "cli/cluster_commands.py"},
     "vllm": {
         "inference/vllm_engine.py", "inference/vllm_grammars.py", "inference/vllm_requests.py",

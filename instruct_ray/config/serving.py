@@ -53,6 +53,20 @@ class AutoscalingConfig(Section):
         return self
 
 
+class TracingConfig(Section):
+    """A trace of each request, sent to MLflow in the background; needs `pip install 'instruct-ray[tracing]'`."""
+
+    uri: str = Field(pattern=r"^https?://\S+$")
+    """Address of an MLflow server. User and password, or a token, are taken from MLFLOW_TRACKING_USERNAME and
+    MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN. While it does not respond, traces are dropped."""
+    experiment: str = Field(default="instruct_ray_endpoint", min_length=1)
+    """Name of the experiment that gets the traces; it is made if there is none."""
+    sample_share: float = Field(default=1.0, gt=0, le=1)
+    """Share of the requests that are traced."""
+    record_text: bool = False
+    """Whether traces hold prompts and answers, up to 20,000 characters of each."""
+
+
 class ServingConfig(Section):
     """The HTTP endpoint."""
 
@@ -104,7 +118,8 @@ class ServingConfig(Section):
     canary: CanaryConfig | None = None
     """Whether a new version gets a share of the requests first, and which. With more errors or a higher latency than
     allowed it is rejected and gets none, until another decision; `/health` says why. Null moves all requests to it once
-    it is loaded and checked. An endpoint or replica that starts serves the version under the alias at once."""
+    it is loaded and checked. Each replica judges by its own requests. One that starts beside others begins with the
+    version that they serve; an endpoint that starts serves the version under the alias at once."""
     also_serve: tuple[Annotated[str, BeforeValidator(check_further_model)], ...] = ()
     """Models that are loaded beside the followed version, for requests that name them: aliases such as `previous` and
     `candidate` (`NAME@previous`), version numbers (`NAME/3`), and `base`, the base model of the followed version
@@ -116,11 +131,15 @@ class ServingConfig(Section):
     YAML; without both, the endpoint answers only this machine."""
     allow_without_key: bool = False
     """Whether the endpoint answers other machines although it has no API keys."""
+    tracing: TracingConfig | None = None
+    """Whether requests are traced, and where the traces go: version, tokens, times and errors of each."""
     playground: bool = True
     """Whether the endpoint has a playground at `/`. Its page is static and needs no API key; what it asks for does."""
     feedback_file: AbsolutePath | None = None
     """JSONL file to which the playground's `Better here` appends triples, with what they came from under `provenance`;
     it can be a source of `data.sources`. The gateway must see its folder. Without it the browser downloads them."""
+    max_feedback_bytes: PositiveInt = 256 * 2**20
+    """Maximum size of `feedback_file`; a triple that it has no room for gets HTTP status 507."""
 
     @model_validator(mode="after")
     def _check_playground(self) -> "ServingConfig":
@@ -138,10 +157,8 @@ class ServingConfig(Section):
 
     @model_validator(mode="after")
     def _check_gpu_memory(self) -> "ServingConfig":
-        # A version that is changed to is loaded beside the present one.
-        num_models = 1 + len(self.also_serve) + (self.follow_seconds is not None)
-        needed = num_models * self.gpu_memory_utilization
-        if self.engine == "vllm" and self.num_gpus > 0 and needed > 1:
+        num_models = self.num_models
+        if self.engine == "vllm" and self.num_gpus > 0 and num_models > self.num_models_that_fit:
             raise ValueError(
                 f"gpu_memory_utilization={self.gpu_memory_utilization:g} is too much for {num_models} models (the "
                 f"followed version, {len(self.also_serve)} of also_serve, and the next version unless follow_seconds "
@@ -158,6 +175,16 @@ class ServingConfig(Section):
                 f"autoscaling.max_replicas={limits.max_replicas}"
             )
         return self
+
+    @property
+    def num_models(self) -> int:
+        """The models that a replica needs room for; the next version is loaded beside the present one."""
+        return 1 + len(self.also_serve) + (self.follow_seconds is not None)
+
+    @property
+    def num_models_that_fit(self) -> int:
+        """The models that fit the GPUs with vLLM."""
+        return int(1 / self.gpu_memory_utilization + 1e-9)
 
     @property
     def max_replicas(self) -> int:

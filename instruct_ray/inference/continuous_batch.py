@@ -67,7 +67,10 @@ class ContinuousBatch:
         prompts = PromptBatch([list(row.request.prompt_ids) for row in rows], self._pad_token_id)
         device = self._model.device
         input_ids_BT, mask_BT = prompts.input_ids_BT.to(device), prompts.attention_mask_BT.to(device)
-        cache = prompts.compute_prefix_cache(self._model, prefixes) or DynamicCache(config=self._model.config)
+        prefix = prompts.compute_prefix_cache(self._model, prefixes)
+        for row, num_reused in zip(rows, prompts.num_reused(prefix), strict=True):
+            row.request.num_cached_tokens = num_reused
+        cache = DynamicCache(config=self._model.config) if prefix is None else prefix.states
         new = _RunningRows(rows, cache, mask_BT, input_ids_BT[:, -1])
         logits_BV = self._forward(new, input_ids_BT[:, cache.get_seq_length() :])
         joining = self._advance(new, logits_BV)

@@ -77,6 +77,8 @@ class GenerationRequest:
     """Set by the caller to stop the generation early."""
     error: str | None = None
     """Set by the engine before it finishes the request with "error": what failed."""
+    num_cached_tokens: int = 0
+    """Set by the engine before the first token: how many tokens of the prompt it had in its cache."""
 
 
 @dataclass(frozen=True)

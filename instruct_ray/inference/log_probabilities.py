@@ -80,11 +80,11 @@ def _score_batch(
         return [scores for row in rows for scores in _score_batch(model, [row], contract)]
     options: dict[str, Any] = {}
     if len(rows) > 1:
-        mask_BT = batch.attention_mask_BT.to(model.device)
+        mask_BT, prefix = batch.attention_mask_BT.to(model.device), batch.compute_prefix_cache(model, prefixes)
         options = {
             "attention_mask": mask_BT,
             "position_ids": (mask_BT.cumsum(1) - 1).clamp(min=0)[:, num_cached:],
-            "past_key_values": batch.compute_prefix_cache(model, prefixes),
+            "past_key_values": None if prefix is None else prefix.states,
         }
     if "logits_to_keep" in inspect.signature(model.forward).parameters:
         options["logits_to_keep"] = num_logits
@@ -141,10 +141,11 @@ def _answer_batch(
     model: Any, prompts: Sequence[list[int]], contract: PromptContract, max_new_tokens: int
 ) -> list[ScoredTokens]:
     batch, recorder = PromptBatch(prompts, contract.pad_token_id), _Recorder()
+    prefix = batch.compute_prefix_cache(model, PrefixCache(0))
     output = model.generate(
         batch.input_ids_BT.to(model.device),
         attention_mask=batch.attention_mask_BT.to(model.device),
-        past_key_values=batch.compute_prefix_cache(model, PrefixCache(0)),
+        past_key_values=None if prefix is None else prefix.states,
         logits_processor=LogitsProcessorList([recorder]),
         generation_config=GenerationConfig(
             max_new_tokens=max_new_tokens,

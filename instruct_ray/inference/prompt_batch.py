@@ -28,6 +28,16 @@ MIN_TOKENS_SAVED = 64
 
 
 @dataclass(frozen=True)
+class SharedPrefix:
+    """The keys and values of the tokens that all prompts of a batch share."""
+
+    states: DynamicCache
+    """In the layout of the batch."""
+    num_kept: int
+    """How many of these tokens were kept from earlier batches; the others were computed for this one."""
+
+
+@dataclass(frozen=True)
 class PromptBatch:
     """The prompts of a batch."""
 
@@ -61,9 +71,10 @@ class PromptBatch:
         length = next((i for i in range(limit) if first[i] != last[i]), limit)
         return first[:length]
 
-    def compute_prefix_cache(self, model: Any, prefixes: PrefixCache) -> DynamicCache | None:
+    def compute_prefix_cache(self, model: Any, prefixes: PrefixCache) -> SharedPrefix | None:
         """Lay out the keys and values of the shared tokens for the batch; None if that would save too little."""
-        num_cached = self.num_cached(prefixes)
+        num_kept = prefixes.num_kept(self.shared)
+        num_cached = self._choose_num_cached(prefixes, num_kept)
         prefixes.remember(self.prompts[0])
         if not num_cached:
             return None
@@ -74,11 +85,23 @@ class PromptBatch:
             if layer.is_initialized:
                 # Drops what lies outside a sliding window.
                 batch.update(self._lay_out(layer.keys), self._lay_out(layer.values), number)
-        return batch
+        return SharedPrefix(batch, min(num_kept, num_cached))
 
     def num_cached(self, prefixes: PrefixCache) -> int:
         """How many of the shared tokens come from a cache: those that are kept already, or more, to keep them."""
-        num_shared, num_kept = len(self.shared), prefixes.num_kept(self.shared)
+        return self._choose_num_cached(prefixes, prefixes.num_kept(self.shared))
+
+    def num_reused(self, prefix: SharedPrefix | None) -> list[int]:
+        """Of each prompt, how many tokens earlier batches have computed."""
+        if prefix is None:
+            return [0] * len(self.prompts)
+        num_cached = prefix.states.get_seq_length()
+        # The end of the prefix of a shorter prompt is part of the input.
+        sizes = [num_cached - (self.max_length - len(ids)) for ids in self.prompts]
+        return [max(0, min(size, prefix.num_kept)) for size in sizes]
+
+    def _choose_num_cached(self, prefixes: PrefixCache, num_kept: int) -> int:
+        num_shared = len(self.shared)
         if (num_shared - num_kept) * (len(self.prompts) - 1) >= MIN_TOKENS_SAVED:
             return num_shared
         # Not for this batch, but for the next ones.

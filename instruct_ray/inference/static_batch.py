@@ -49,15 +49,17 @@ class StaticBatch:
         if self._rules.is_too_long(requests[0]):
             # A short forward pass resets frequencies that an earlier long request has changed.
             self._model(torch.tensor([prompts.prompts[0][:1]], device=device), use_cache=False)
-        prefix_cache = None
+        prefix = None
         # A model may compute a long request differently from its first token on.
         if self._rules.shares_prefix and not self._rules.is_too_long(requests[0]):
-            prefix_cache = prompts.compute_prefix_cache(self._model, prefixes)
+            prefix = prompts.compute_prefix_cache(self._model, prefixes)
+        for request, num_reused in zip(requests, prompts.num_reused(prefix), strict=True):
+            request.num_cached_tokens = num_reused
         self._model.generate(
             prompts.input_ids_BT.to(device),
             attention_mask=prompts.attention_mask_BT.to(device),
             generation_config=self._generation_config(max(request.sampling.max_new_tokens for request in requests)),
-            past_key_values=prefix_cache,
+            past_key_values=None if prefix is None else prefix.states,
             streamer=TokenStreamer(rows, self._contract.stop_token_id),
             logits_processor=LogitsProcessorList([TokenChooser(rows)]),
             stopping_criteria=StoppingCriteriaList([RowsFinished(rows)]),

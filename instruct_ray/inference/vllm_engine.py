@@ -156,6 +156,7 @@ class VllmEngine:
         async with aclosing(outputs):
             async for output in outputs:
                 [completion] = output.outputs
+                request.num_cached_tokens = output.num_cached_tokens or 0
                 for token in read_tokens(completion, sampling.num_top_log_probs):
                     if request.cancelled.is_set():
                         return "cancelled"

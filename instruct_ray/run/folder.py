@@ -60,6 +60,11 @@ class RunFolder:
         return self.path / "events.jsonl"
 
     @property
+    def checkpoints_file(self) -> Path:
+        """Committed checkpoints: one JSON line each, with how long it took."""
+        return self.path / "checkpoints.jsonl"
+
+    @property
     def validation_dir(self) -> Path:
         """Validation results of the checkpoints, and the best model."""
         return self.path / "validation"

@@ -55,6 +55,21 @@ def find_target(registry: ModelRegistry, name: str, alias: str) -> Target:
     return Target(version, note, last.id, last.kind == "rollback")
 
 
+def find_decided_version(registry: ModelRegistry, name: str, alias: str, number: str) -> ModelVersion:
+    """Find a version that a recorded decision has put under an alias, now or earlier.
+
+    Raises:
+        InputError: there is none, or its files are not those that were decided on.
+        UnavailableError: the registry does not respond.
+    """
+    version = registry.get(name, number)
+    decision = _last_move_to(registry.history(name), alias, number)
+    if decision is None:
+        raise InputError(f"no decision has put version {number} under {name}@{alias}")
+    _check_files(version, decision)
+    return version
+
+
 def find_further_version(registry: ModelRegistry, name: str, followed_alias: str, model: str) -> ModelVersion:
     """Find the version of an entry of `serving.also_serve`, an alias or a number.
 

@@ -58,7 +58,8 @@ def _make_choices(
         limit = min(loaded.info.max_context - len(prompt_ids), max_new_tokens)
         for choice in range(request.n):
             sampling = request.sampling_params(limit, choice, grammar)
-            choices.append(Choice(len(choices), prompt_ids, sampling, tokenizer, request.stop_strings, use))
+            stop_strings, is_first = request.stop_strings, choice == 0
+            choices.append(Choice(len(choices), prompt_ids, sampling, tokenizer, stop_strings, use, is_first=is_first))
     return choices
 
 
@@ -73,15 +74,15 @@ def _find_grammar(loaded: LoadedVersion, request: AnyRequest, use: ToolUse | Non
             400, "every answer of this endpoint is a label, which must not be cut", "stop", UNSUPPORTED
         )
     schema = request.response_format.schema_of_answer if isinstance(request, ChatRequest) else None
-    if schema is None:
+    if schema is None or not isinstance(request, ChatRequest):
         return loaded.label_grammar
     if loaded.label_grammar is not None:
-        raise RejectedRequestError(400, "every answer of this endpoint is a label", "response_format", UNSUPPORTED)
+        raise RejectedRequestError(400, "every answer of this endpoint is a label", request.format_field, UNSUPPORTED)
     try:
         return json_grammar(loaded.renderer.contract, schema)
     except ValueError as error:
         message = one_line(error, MAX_ERROR_CHARACTERS)
-        raise RejectedRequestError(400, message, "response_format", "invalid_json_schema") from None
+        raise RejectedRequestError(400, message, request.format_field, "invalid_json_schema") from None
 
 
 def _encode_prompts(loaded: LoadedVersion, request: AnyRequest, use: ToolUse | None) -> list[list[int]]:
@@ -94,7 +95,7 @@ def _encode_prompts(loaded: LoadedVersion, request: AnyRequest, use: ToolUse | N
     if unknown := [token_id for token_id, _ in request.biased_tokens if token_id >= vocab_size]:
         message = f"logit_bias: the model has no token {unknown[0]}; it has {vocab_size}"
         raise RejectedRequestError(400, message, "logit_bias", "invalid_token_id")
-    renderer, param = loaded.renderer, "messages" if isinstance(request, ChatRequest) else "prompt"
+    renderer, param = loaded.renderer, request.prompt_field
     try:
         if isinstance(request, ChatRequest):
             messages, tools = [message.to_message() for message in request.messages], None if use is None else use.tools

@@ -12,6 +12,7 @@ from instruct_ray.config.serving import ServingConfig
 from instruct_ray.runtime_env import worker_runtime_env
 from instruct_ray.serving.gateway import Gateway
 from instruct_ray.serving.replica import ModelReplica
+from instruct_ray.serving.trace_exporter import check_exporter_installed
 
 GATEWAY_CPUS = 0.1
 GATEWAY_MARGIN = 64
@@ -37,8 +38,14 @@ class AppArgs(Section):
 
 
 def build_app(args: AppArgs) -> Application:
-    """Build the application; its replicas serve the version that `registry.alias` points to."""
+    """Build the application; its replicas serve the version that `registry.alias` points to.
+
+    Raises:
+        InputError: a package that `serving.tracing` needs is not installed.
+    """
     serving = args.serving
+    if serving.tracing is not None:
+        check_exporter_installed()
     replica = serve.deployment(
         ModelReplica,
         **_replica_options(serving),

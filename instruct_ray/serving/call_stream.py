@@ -42,15 +42,18 @@ class CallStream:
         """End the answer. What was held back and has no valid call is content.
 
         Args:
-            is_cut: whether the answer reached its limit; a last call that is not complete is then left out.
+            is_cut: whether the answer reached its limit; a last call that is not complete is then left out. OpenAI
+                sends its beginning, with arguments that are no JSON; vLLM sends it as content, which clients would take
+                for the answer. Without it there is nothing that could be run or shown, and the finish reason says why.
         """
-        answer = self._use.parse(self._held)
-        last = self._held.rfind(self._prefix) if self._prefix else 0
-        if is_cut and not answer.calls and last > 0:
-            answer = self._use.parse(self._held[:last])
+        held = self._held
+        answer = self._use.parse(held)
+        if is_cut and not answer.calls and (size := self._find_cut_call()) is not None:
+            held = held[:size].rstrip()
+            answer = self._use.parse(held)
         calls = answer.calls[:1] if self._use.one_call else answer.calls
         if not calls:
-            return AnswerEnd(self._held, ())
+            return AnswerEnd(held, ())
         made = tuple(ToolCall(f"call_{uuid.uuid4().hex[:24]}", call.name, call.arguments) for call in calls)
         return AnswerEnd(answer.text, made)
 
@@ -68,6 +71,19 @@ class CallStream:
             sizes = range(min(len(self._prefix) - 1, len(held)), 0, -1)
             at = len(held) - next((size for size in sizes if held.endswith(self._prefix[:size])), 0)
         return len(held[:at].rstrip())
+
+    def _find_cut_call(self) -> int | None:
+        """Where a call begins that the held text does not complete; None if there is none."""
+        syntax = self._use.tool_format.syntax
+        if not self._is_holding or (syntax is None and not self._prefix):
+            return None
+        if syntax is not None and not self._prefix:
+            # Without a mark a call is told from other JSON by its first key.
+            written, expected = "".join(self._held.split()), "".join(syntax.before_name.split())
+            return 0 if written.startswith(expected) or expected.startswith(written) else None
+        start = self._held.rfind(self._prefix)
+        closing = syntax.closing.strip() if syntax else ""
+        return None if closing and closing in self._held[start:] else start
 
     def _has_call(self, num_new: int) -> bool:
         """Whether the held text begins with a complete call; looks at the ends that are new."""

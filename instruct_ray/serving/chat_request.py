@@ -1,6 +1,6 @@
 """The body of a chat request of OpenAI's API, as far as it is supported."""
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import ConfigDict, Field, model_validator
 
@@ -129,6 +129,9 @@ class ChatRequest(GenerationFields):
     """Body of POST /v1/chat/completions."""
 
     unused_fields = UNUSED_REQUEST_FIELDS
+    prompt_field = "messages"
+    format_field: ClassVar[str] = "response_format"
+    """What the client calls the field of the answer's format, for errors."""
 
     messages: list[ChatMessage] = Field(min_length=1, max_length=MAX_MESSAGES)
     max_tokens: int | None = Field(default=None, ge=1)

@@ -4,12 +4,11 @@ from collections.abc import Sequence
 from typing import Any
 
 from instruct_ray.serving.chat_request import ChatRequest
-from instruct_ray.serving.replica_messages import AnswerStart, ReplicaChunk, TextToken, ToolCall
+from instruct_ray.serving.replica_messages import AnswerStart, ReplicaChunk, TextToken, TokenCounts, ToolCall
 from instruct_ray.serving.response_builder import (
     Body,
     build_header,
     build_usage,
-    count_tokens,
     end_events,
     format_event,
     join_text,
@@ -24,11 +23,10 @@ class ChatResponse:
         object_type = "chat.completion.chunk" if request.stream else "chat.completion"
         self._header = build_header(request, start, object_type, "chatcmpl")
 
-    def body(self, chunks: Sequence[Sequence[ReplicaChunk]]) -> Body:
+    def body(self, chunks: Sequence[Sequence[ReplicaChunk]], counts: TokenCounts) -> Body:
         """Build the body of a response that is not streamed from the chunks of each choice."""
         choices = [self._build_choice(index, of_choice) for index, of_choice in enumerate(chunks)]
-        usage = build_usage(self._start.num_prompt_tokens, count_tokens(chunks))
-        return {**self._header, "choices": choices, "usage": usage}
+        return {**self._header, "choices": choices, "usage": build_usage(counts)}
 
     def opening_events(self) -> list[str]:
         """The role of each choice."""
@@ -47,9 +45,9 @@ class ChatResponse:
             events.append(self._event(chunk.choice, {}, chunk.finish_reason))
         return events
 
-    def closing_events(self, num_completion_tokens: int) -> list[str]:
+    def closing_events(self, counts: TokenCounts) -> list[str]:
         """The token counts if they were asked for, and the end of the stream."""
-        return end_events(self._request, self._start, self._header, num_completion_tokens)
+        return end_events(self._request, self._header, counts)
 
     def error_event(self, body: Body) -> str:
         """The last event of a stream that failed: the body of an error response."""

@@ -24,8 +24,11 @@ class Choice:
         tokenizer: Tokenizer,
         stop_strings: Sequence[str],
         tool_use: ToolUse | None = None,
+        *,
+        is_first: bool = True,
     ) -> None:
-        self.index, self.prompt_ids, self.sampling = index, prompt_ids, sampling
+        """Begin a choice; `is_first` says whether it is the first one of its prompt."""
+        self.index, self.prompt_ids, self.sampling, self.is_first = index, prompt_ids, sampling, is_first
         self.is_finished = False
         self._tokenizer = tokenizer
         self._stream = TextStream(tokenizer, stop_strings, frozenset() if tool_use is None else tool_use.mark_ids)
@@ -97,6 +100,8 @@ async def generate_choices(engine: Engine, choices: Sequence[Choice]) -> AsyncGe
             chunk = choice.push(event) if isinstance(event, Token) else choice.finish(event)
             if choice.is_finished:
                 requests[choice.index].cancelled.set()
+            if choice.is_finished and choice.is_first and chunk is not None:
+                chunk = replace(chunk, num_cached_tokens=requests[choice.index].num_cached_tokens)
             if chunk is not None:
                 yield chunk
     finally:

@@ -25,6 +25,7 @@ class CompletionRequest(GenerationFields):
     """Body of POST /v1/completions."""
 
     unused_fields = UNUSED_REQUEST_FIELDS
+    prompt_field = "prompt"
 
     prompt: Prompt | Annotated[list[Prompt], Field(min_length=1, max_length=MAX_COMPLETIONS)]
     max_tokens: int = Field(default=DEFAULT_MAX_TOKENS, ge=1)

@@ -3,12 +3,11 @@
 from collections.abc import Sequence
 
 from instruct_ray.serving.completion_request import CompletionRequest
-from instruct_ray.serving.replica_messages import AnswerStart, ReplicaChunk, TextToken
+from instruct_ray.serving.replica_messages import AnswerStart, ReplicaChunk, TextToken, TokenCounts
 from instruct_ray.serving.response_builder import (
     Body,
     build_header,
     build_usage,
-    count_tokens,
     end_events,
     format_event,
     join_text,
@@ -24,15 +23,14 @@ class CompletionResponse:
         # Characters that were sent of each choice.
         self._offsets = [0] * start.num_choices
 
-    def body(self, chunks: Sequence[Sequence[ReplicaChunk]]) -> Body:
+    def body(self, chunks: Sequence[Sequence[ReplicaChunk]], counts: TokenCounts) -> Body:
         """Build the body of a response that is not streamed from the chunks of each choice."""
         choices = []
         for index, of_choice in enumerate(chunks):
             tokens = tuple(token for chunk in of_choice for token in chunk.tokens)
             joined = ReplicaChunk(join_text(of_choice), of_choice[-1].finish_reason, choice=index, tokens=tokens)
             choices.append(self._build_choice(joined))
-        usage = build_usage(self._start.num_prompt_tokens, count_tokens(chunks))
-        return {**self._header, "choices": choices, "usage": usage}
+        return {**self._header, "choices": choices, "usage": build_usage(counts)}
 
     def opening_events(self) -> list[str]:
         """None: there are no roles."""
@@ -42,9 +40,9 @@ class CompletionResponse:
         """New text of a choice, with its finish reason."""
         return [format_event({**self._header, "choices": [self._build_choice(chunk)]})]
 
-    def closing_events(self, num_completion_tokens: int) -> list[str]:
+    def closing_events(self, counts: TokenCounts) -> list[str]:
         """The token counts if they were asked for, and the end of the stream."""
-        return end_events(self._request, self._start, self._header, num_completion_tokens)
+        return end_events(self._request, self._header, counts)
 
     def error_event(self, body: Body) -> str:
         """The last event of a stream that failed: the body of an error response."""

@@ -61,8 +61,8 @@ async def _handle_invalid_request(request: Request, error: Exception) -> JSONRes
 
 
 def _is_type_name(part: int | str) -> bool:
-    """Whether a part of a field's path names a type, as `list[TextPart]`, and no field."""
-    return part == "str" or (isinstance(part, str) and not part.isidentifier())
+    """Whether a part of a field's path names a type, as `list[TextPart]` or `InputMessage`, and no field."""
+    return isinstance(part, str) and (part == "str" or not part.isidentifier() or part[0].isupper())
 
 
 async def _handle_unexpected_error(request: Request, error: Exception) -> JSONResponse:

@@ -3,8 +3,9 @@
 import logging
 
 from instruct_ray.config.serving import ServingConfig
+from instruct_ray.errors import InputError, UnavailableError, one_line
 from instruct_ray.registry.model_registry import ModelRegistry
-from instruct_ray.serving.alias_follower import Target, find_target
+from instruct_ray.serving.alias_follower import Target, find_decided_version, find_target
 from instruct_ray.serving.canary import Canary
 from instruct_ray.serving.loaded_version import LoadedVersion, load_version
 from instruct_ray.serving.version_pool import VersionPool
@@ -17,9 +18,16 @@ class FollowedVersion:
     """Knows which version answers. Whatever is wrong with the next one, the present one goes on."""
 
     def __init__(
-        self, registry: ModelRegistry, name: str, alias: str, serving: ServingConfig, pool: VersionPool
+        self,
+        registry: ModelRegistry,
+        name: str,
+        alias: str,
+        serving: ServingConfig,
+        pool: VersionPool,
+        *,
+        first_number: str | None = None,
     ) -> None:
-        """Load the version under the alias into the pool.
+        """Load a version into the pool: the one under the alias, or `first_number` if that can be served.
 
         Raises:
             InputError: it can't be served.
@@ -29,7 +37,10 @@ class FollowedVersion:
         target = find_target(registry, name, alias)
         self.number = target.version.number
         """The version that answers, all requests or, during a canary, most of them."""
-        pool.load(self.number, lambda: self._load(target.version))
+        if first_number is not None and first_number != self.number and self._load_first(first_number):
+            self.number = first_number
+        else:
+            pool.load(self.number, lambda: self._load(target.version))
         self.canary: Canary | None = None
         """The new version that gets a share of the requests."""
         # Why versions are not served after their canaries, by number and decision.
@@ -100,6 +111,15 @@ class FollowedVersion:
         if not_followed is not None and not_followed != self.not_followed:
             logger.warning(not_followed)
         self.not_followed = not_followed
+
+    def _load_first(self, number: str) -> bool:
+        """Load the version to begin with; returns whether it can be served."""
+        try:
+            version = find_decided_version(self._registry, self._name, self._alias, number)
+        except (InputError, UnavailableError) as error:
+            logger.warning("version %s, which others serve, can't be served: %s", number, one_line(error))
+            return False
+        return self._pool.try_load(number, f"version {number}", lambda: self._load(version)) is None
 
     def _switch_to(self, number: str) -> None:
         logger.info("serving %s/%s instead of version %s", self._name, number, self.number)

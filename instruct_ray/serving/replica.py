@@ -3,10 +3,13 @@
 from collections.abc import AsyncIterator, Iterator
 from contextlib import aclosing, contextmanager
 
+from instruct_ray.background import PeriodicThread
 from instruct_ray.config.schema import RegistryConfig
 from instruct_ray.config.serving import ServingConfig
 from instruct_ray.serving.answer import AnyRequest, ReplicaMessage, answer
+from instruct_ray.serving.peer_version import find_peer_version
 from instruct_ray.serving.replica_messages import ModelInfo
+from instruct_ray.serving.replica_metrics import EXPORT_SECONDS, ReplicaMetrics
 from instruct_ray.serving.request_timer import RequestTimer
 from instruct_ray.serving.served_models import ModelNotServedError, ServedModels
 
@@ -15,8 +18,11 @@ class ModelReplica:
     """Answers requests; `build_app` makes a Serve deployment of this class."""
 
     def __init__(self, registry: RegistryConfig, serving: ServingConfig) -> None:
-        self._models = ServedModels(registry, serving)
+        follows_canaries = serving.canary is not None and serving.follow_seconds is not None
+        self._models = ServedModels(registry, serving, find_peer_version(registry.name) if follows_canaries else None)
         self._max_new_tokens, self._max_seconds = serving.max_new_tokens, serving.max_seconds
+        # Until the process ends.
+        PeriodicThread("metrics", ReplicaMetrics(self._models).set_gauges, EXPORT_SECONDS).__enter__()
 
     def info(self) -> ModelInfo:
         """Return which versions this replica serves."""
@@ -43,6 +49,10 @@ class ModelReplica:
                         yield message
         except ModelNotServedError as not_served:
             yield not_served.error
+
+    async def answer_whole(self, request: AnyRequest) -> list[ReplicaMessage]:
+        """Answer a request with all messages of `answer` at once, which costs less than to send one after the other."""
+        return [message async for message in self.answer(request)]
 
     @contextmanager
     def _timed(self, request: AnyRequest, version: str) -> Iterator[RequestTimer]:

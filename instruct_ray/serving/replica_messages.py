@@ -110,3 +110,15 @@ class ReplicaChunk:
     tokens: tuple[TextToken, ...] = ()
     """The tokens since the last chunk, if the request asks for log-probabilities."""
     tool_calls: tuple[ToolCall, ...] = ()
+    num_cached_tokens: int = 0
+    """In the last chunk of a prompt's first choice: how many tokens of the prompt were in the engine's cache."""
+
+
+@dataclass(frozen=True)
+class TokenCounts:
+    """The tokens of a response. A prompt counts once, however many choices it has."""
+
+    num_prompt: int
+    num_cached: int
+    """Of the prompt: those that the engine had computed for earlier requests."""
+    num_completion: int

@@ -54,6 +54,9 @@ class GenerationFields(RequestObject):
 
     model_config = ConfigDict(strict=True)
 
+    prompt_field: ClassVar[str]
+    """What the client calls the field of the prompt, for errors."""
+
     model: str
     temperature: float = Field(default=1.0, ge=0, le=2, allow_inf_nan=False)
     top_p: float = Field(default=1.0, gt=0, le=1, allow_inf_nan=False)

@@ -6,7 +6,7 @@ import uuid
 from collections.abc import Sequence
 from typing import Any, Protocol
 
-from instruct_ray.serving.replica_messages import AnswerStart, ReplicaChunk
+from instruct_ray.serving.replica_messages import AnswerStart, ReplicaChunk, TokenCounts
 from instruct_ray.serving.request_fields import GenerationFields
 
 Body = dict[str, Any]
@@ -16,7 +16,7 @@ STREAM_END = "data: [DONE]\n\n"
 class ResponseBuilder(Protocol):
     """Builds one response, either its body or the events of its stream."""
 
-    def body(self, chunks: Sequence[Sequence[ReplicaChunk]]) -> Body:
+    def body(self, chunks: Sequence[Sequence[ReplicaChunk]], counts: TokenCounts) -> Body:
         """Build the body of a response that is not streamed from the chunks of each choice."""
 
     def opening_events(self) -> list[str]:
@@ -25,7 +25,7 @@ class ResponseBuilder(Protocol):
     def chunk_events(self, chunk: ReplicaChunk) -> list[str]:
         """The events of a chunk."""
 
-    def closing_events(self, num_completion_tokens: int) -> list[str]:
+    def closing_events(self, counts: TokenCounts) -> list[str]:
         """The events after the last chunk of a complete stream."""
 
     def error_event(self, body: Body) -> str:
@@ -48,28 +48,23 @@ def build_header(request: GenerationFields, start: AnswerStart, object_type: str
     }
 
 
-def build_usage(num_prompt_tokens: int, num_completion_tokens: int) -> dict[str, int]:
-    """The token counts of a response; a prompt counts once, however many choices it has."""
+def build_usage(counts: TokenCounts) -> Body:
+    """The `usage` of a response."""
     return {
-        "prompt_tokens": num_prompt_tokens,
-        "completion_tokens": num_completion_tokens,
-        "total_tokens": num_prompt_tokens + num_completion_tokens,
+        "prompt_tokens": counts.num_prompt,
+        "completion_tokens": counts.num_completion,
+        "total_tokens": counts.num_prompt + counts.num_completion,
+        "prompt_tokens_details": {"cached_tokens": counts.num_cached},
     }
 
 
-def end_events(request: GenerationFields, start: AnswerStart, header: Body, num_completion_tokens: int) -> list[str]:
+def end_events(request: GenerationFields, header: Body, counts: TokenCounts) -> list[str]:
     """The last events of a complete stream: the token counts if they were asked for, and the end."""
     if not request.includes_usage:
         return [STREAM_END]
-    usage = build_usage(start.num_prompt_tokens, num_completion_tokens)
-    return [format_event({**header, "choices": [], "usage": usage}), STREAM_END]
+    return [format_event({**header, "choices": [], "usage": build_usage(counts)}), STREAM_END]
 
 
 def join_text(chunks: Sequence[ReplicaChunk]) -> str:
     """The text of a choice."""
     return "".join(chunk.text for chunk in chunks)
-
-
-def count_tokens(chunks: Sequence[Sequence[ReplicaChunk]]) -> int:
-    """The completion tokens of all choices."""
-    return sum(chunk.num_tokens for of_choice in chunks for chunk in of_choice)

@@ -66,6 +66,13 @@ class TextOptions(RequestObject):
     format: TextFormat = TextFormat()
 
 
+class ResponsesChat(ChatRequest):
+    """The chat that a request of the responses API asks for; errors name the fields of that API."""
+
+    prompt_field = "input"
+    format_field = "text.format"
+
+
 class ResponsesRequest(RequestObject):
     """Body of POST /v1/responses."""
 
@@ -101,7 +108,7 @@ class ResponsesRequest(RequestObject):
         check_choice(tools, TypeAdapter(ToolChoice).validate_python(self._chat_choice), None)
         return self
 
-    def to_chat(self) -> ChatRequest:
+    def to_chat(self) -> ResponsesChat:
         """The chat that is answered. Instructions come first, as a system message."""
         messages: list[dict[str, Any]] = []
         if self.instructions is not None:
@@ -115,7 +122,7 @@ class ResponsesRequest(RequestObject):
             "tool_choice": self._chat_choice,
             "parallel_tool_calls": self.parallel_tool_calls,
         }
-        return ChatRequest.model_validate(
+        return ResponsesChat.model_validate(
             {
                 "model": self.model,
                 "messages": messages,

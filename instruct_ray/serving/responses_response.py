@@ -6,8 +6,8 @@ import uuid
 from collections.abc import Sequence
 from typing import Any
 
-from instruct_ray.serving.replica_messages import AnswerStart, ReplicaChunk, ToolCall
-from instruct_ray.serving.response_builder import Body, count_tokens, join_text
+from instruct_ray.serving.replica_messages import AnswerStart, ReplicaChunk, TokenCounts, ToolCall
+from instruct_ray.serving.response_builder import Body, join_text
 from instruct_ray.serving.responses_items import ResponsesTool
 from instruct_ray.serving.responses_request import ResponsesRequest
 
@@ -27,12 +27,12 @@ class ResponsesResponse:
         self._calls: tuple[ToolCall, ...] = ()
         self._has_message = False
 
-    def body(self, chunks: Sequence[Sequence[ReplicaChunk]]) -> Body:
+    def body(self, chunks: Sequence[Sequence[ReplicaChunk]], counts: TokenCounts) -> Body:
         """Build the body of a response that is not streamed from the chunks of its only choice."""
         [of_choice] = chunks
         self._text, self._finish_reason = join_text(of_choice), of_choice[-1].finish_reason or "stop"
         self._calls = of_choice[-1].tool_calls
-        return self._finished(count_tokens(chunks))
+        return self._finished(counts)
 
     def opening_events(self) -> list[str]:
         """The response begins, and its message if it has one for sure."""
@@ -54,10 +54,10 @@ class ResponsesResponse:
         values = {"item_id": self._item_id, **TEXT_PLACE, "delta": chunk.text, "logprobs": []}
         return [*opening, self._event("response.output_text.delta", **values)]
 
-    def closing_events(self, num_completion_tokens: int) -> list[str]:
+    def closing_events(self, counts: TokenCounts) -> list[str]:
         """Text and message end, the calls follow, and the response ends."""
         events = [] if self._has_message or self._calls else self._open_message()
-        response = self._finished(num_completion_tokens)
+        response = self._finished(counts)
         for index, item in enumerate(response["output"]):
             events += self._end_call(index, item) if item["type"] == "function_call" else self._end_message(item)
         return [*events, self._event(f"response.{response['status']}", response=response)]
@@ -95,16 +95,15 @@ class ResponsesResponse:
             self._event("response.output_item.done", output_index=index, item=item),
         ]
 
-    def _finished(self, num_completion_tokens: int) -> Body:
+    def _finished(self, counts: TokenCounts) -> Body:
         status = "incomplete" if self._finish_reason == "length" else "completed"
         details = {"reason": "max_output_tokens"} if status == "incomplete" else None
-        num_prompt_tokens = self._start.num_prompt_tokens
         usage = {
-            "input_tokens": num_prompt_tokens,
-            "input_tokens_details": {"cached_tokens": 0},
-            "output_tokens": num_completion_tokens,
+            "input_tokens": counts.num_prompt,
+            "input_tokens_details": {"cached_tokens": counts.num_cached},
+            "output_tokens": counts.num_completion,
             "output_tokens_details": {"reasoning_tokens": 0},
-            "total_tokens": num_prompt_tokens + num_completion_tokens,
+            "total_tokens": counts.num_prompt + counts.num_completion,
         }
         has_message = bool(self._text) or not self._calls
         output = [self._item(status, [_text_part(self._text)])] if has_message else []

@@ -2,6 +2,7 @@
 
 import logging
 import threading
+import time
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 
@@ -13,7 +14,7 @@ from instruct_ray.serving.followed_version import FollowedVersion
 from instruct_ray.serving.further_versions import FurtherVersions
 from instruct_ray.serving.loaded_version import LoadedVersion
 from instruct_ray.serving.replica_messages import ModelInfo, RequestError
-from instruct_ray.serving.version_pool import MAX_ERROR_CHARACTERS, VersionPool
+from instruct_ray.serving.version_pool import DRAIN_POLL_SECONDS, MAX_ERROR_CHARACTERS, VersionPool
 
 logger = logging.getLogger(__name__)
 
@@ -32,8 +33,13 @@ class ServedModels:
     Whatever fails, the versions that are loaded go on, and `info` says why.
     """
 
-    def __init__(self, registry: RegistryConfig, serving: ServingConfig) -> None:
+    def __init__(self, registry: RegistryConfig, serving: ServingConfig, first_number: str | None = None) -> None:
         """Load the version under the alias, and the further ones as far as possible.
+
+        Args:
+            registry: the model and its alias.
+            serving: the options of the endpoint.
+            first_number: the version to begin with, if it is not the one under the alias; that one is then followed.
 
         Raises:
             InputError: the version under the alias can't be served.
@@ -43,7 +49,8 @@ class ServedModels:
         self._name, self._alias, self._pool = registry.name, registry.alias, VersionPool(serving)
         self._followed_names = (self._name, f"{self._name}@{self._alias}")
         arguments = ModelRegistry(registry.uri), self._name, self._alias, serving, self._pool
-        self._followed, self._further = FollowedVersion(*arguments), FurtherVersions(*arguments)
+        self._followed = FollowedVersion(*arguments, first_number=first_number)
+        self._further = FurtherVersions(*arguments)
         self._stopped = threading.Event()
         self._update_further()
         if serving.follow_seconds is not None:
@@ -110,11 +117,11 @@ class ServedModels:
     def _update_further(self) -> None:
         self._further.find(self._pool[self._followed.number])
         # First, so that fewer are in memory together.
-        self._pool.keep_only({*self._followed.numbers, *self._further.wanted_keys}, self._stopped)
+        self._pool.keep_only({*self._followed.numbers, *self._further.wanted_keys})
         self._further.load()
 
     def _follow(self, seconds: float) -> None:
-        while not self._stopped.wait(seconds):
+        while not self._wait(seconds):
             try:
                 self.follow_once()
             except Exception as error:  # whatever fails, the versions that are loaded go on
@@ -122,6 +129,15 @@ class ServedModels:
                     logger.exception("%s@%s can't be followed", self._name, self._alias)
                 reason = one_line(error, MAX_ERROR_CHARACTERS)
                 self._followed.say(f"{self._name}@{self._alias} can't be followed: {reason}")
+
+    def _wait(self, seconds: float) -> bool:
+        """Wait until the next look, and close versions meanwhile that were drained; returns whether it is the end."""
+        end = time.monotonic() + seconds
+        while self._pool.is_draining and time.monotonic() + DRAIN_POLL_SECONDS < end:
+            if self._stopped.wait(DRAIN_POLL_SECONDS):
+                return True
+            self._pool.close_drained()
+        return self._stopped.wait(max(0.0, end - time.monotonic()))
 
     def _choose(self, model: str) -> str:
         """The key of the version that a model name stands for."""

@@ -66,11 +66,12 @@ def find_call_grammar(use: ToolUse, request: ChatRequest) -> str | None:
     is_strict = any(function.strict for function in functions)
     if not (must_call or is_strict or schema is not None):
         return None
-    param = "tool_choice" if must_call else "tools" if is_strict else "response_format"
+    param = "tool_choice" if must_call else "tools" if is_strict else request.format_field
     if use.tool_format.syntax is None:
         raise _reject(f"{param}: the form of this model's calls can't be decoded by", param, UNSUPPORTED)
     if schema is not None and not must_call and not use.tool_format.prefix:
-        raise _reject("response_format: this model's calls can't be told from JSON; send no tools", param, UNSUPPORTED)
+        message = f"{request.format_field}: this model's calls can't be told from JSON; send no tools"
+        raise _reject(message, request.format_field, UNSUPPORTED)
     definitions = [_to_rule(function, is_held=must_call or bool(function.strict)) for function in functions]
     rules = CallRules(definitions, must_call, request.has_one_call, schema)
     special = {use.renderer.tokenizer.convert_ids_to_tokens(number): number for number in _special_marks(use)}

@@ -25,7 +25,7 @@ PARAMS_PER_BATCH = 100
 CREDENTIALS = re.compile(r"(?<=://)[^/@\s]+@")
 
 # A metric in every line of a file, by the first part of the file's prefix: its last step is how far the upload got.
-PROGRESS_METRIC = {"": "lr", "validation": "loss", "system": "cpu_utilization_percentage"}
+PROGRESS_METRIC = {"": "lr", "validation": "loss", "checkpoint": "save_seconds", "system": "cpu_utilization_percentage"}
 
 
 class MlflowUploader:
@@ -102,6 +102,7 @@ class MlflowUploader:
         return {
             self._folder.metrics_file: "",
             self._folder.validation_scores_file: "validation/",
+            self._folder.checkpoints_file: "checkpoint/",
             **{path: f"system/node_{path.stem.removeprefix('system-')}/" for path in system_files},
         }
 

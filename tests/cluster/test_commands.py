@@ -11,6 +11,7 @@ from ray.serve.schema import ServeDeploySchema
 from instruct_ray.config.load import load_config
 from instruct_ray.config.schema import Config
 from instruct_ray.serving.app import AppArgs
+from instruct_ray.training.capacity.memory import GIB
 from instruct_ray.training.capacity.placement import Node, plan_placement
 from tests.cluster.manifests import (
     CLUSTER,
@@ -21,14 +22,23 @@ from tests.cluster.manifests import (
     cluster_spec,
     find_commands,
     find_document,
+    iter_pods,
     load_documents,
     num_gpus,
 )
+from tests.jobs.config_sizes import ConfigSizes
 
 FILES = [path for path in sorted(CLUSTER.rglob("*")) if path.is_file() and "monitoring" not in path.parts]
 COMMANDS = [(path, *command) for path in FILES for command in find_commands(path.read_text())]
 IDS = [f"{path.relative_to(CLUSTER)}-{job}" for path, job, _, _ in COMMANDS]
 JOBS = [(overlay, job) for overlay in OVERLAYS for job in ("instruct-ray-pipeline", "instruct-ray-tune")]
+
+
+def test_readme_names_every_file_that_is_applied() -> None:
+    readme = (CLUSTER / "README.md").read_text()
+    names = {str(path.relative_to(CLUSTER)) for path in FILES if path.parent.parent.name != "overlays"} - {"README.md"}
+    names -= {"mlflow/kustomization.yaml", "mlflow/network-policy.yaml"}
+    assert [name for name in sorted(names) if f"({name})" not in readme] == []
 
 
 def test_all_commands_are_found() -> None:
@@ -65,6 +75,32 @@ def test_workers_of_training_fit_the_pods(overlay: str, name: str) -> None:
     assert plan_placement(nodes, config.train)
     # Where pods are made on demand, the run has to wait for them.
     assert bool(config.train.wait_for_nodes) == is_autoscaled
+
+
+def test_nodes_of_gpus_have_the_memory_and_the_disks_that_their_config_needs() -> None:
+    documents = load_documents("overlays/gpu")
+    _, config = load_job("overlays/gpu", "instruct-ray-tune")
+    sizes = ConfigSizes(config)
+    job = find_document(documents, "RayJob", "instruct-ray-tune")
+    [pod] = [pod for pod in iter_pods(job) if pod.group == "gpu"]
+    volumes = {volume["name"]: volume for volume in pod.spec["volumes"]}
+    # Memory of /dev/shm counts as the pod's.
+    shm = gib(volumes["shm"]["emptyDir"]["sizeLimit"])
+    assert sizes.node_bytes / GIB + shm < gib(pod.container["resources"]["limits"]["memory"])
+    assert sizes.checkpoint / GIB < gib(requested_storage(volumes["scratch"]["ephemeral"]["volumeClaimTemplate"]))
+    claim = find_document(documents, "PersistentVolumeClaim", "instruct-ray-shared")
+    assert sizes.storage_bytes / GIB < gib(requested_storage(claim))
+
+
+def requested_storage(claim: Document) -> str:
+    """The size that a claim asks for."""
+    return str(claim["spec"]["resources"]["requests"]["storage"])
+
+
+def gib(quantity: str) -> int:
+    """A quantity in GiB."""
+    assert quantity.endswith("Gi")
+    return int(quantity.removesuffix("Gi"))
 
 
 @pytest.mark.parametrize(("overlay", "name"), JOBS)

@@ -81,7 +81,7 @@ def test_invalid_ray_resource_is_rejected(
     assert message in error
 
 
-@pytest.mark.parametrize("component", ["kueue", "efa", "infiniband"])
+@pytest.mark.parametrize("component", ["efa", "incremental-upgrade", "infiniband", "kueue", "tls"])
 def test_components_that_no_overlay_has_are_valid(
     validate_ray_resource: Validate, component: str, tmp_path: Path
 ) -> None:

@@ -28,4 +28,6 @@ def test_options_that_do_not_fit_are_refused(values: dict[str, Any], message: st
 def test_one_model_may_take_the_whole_gpu() -> None:
     serving = ServingConfig(engine="vllm", num_gpus=1, gpu_memory_utilization=0.9, follow_seconds=None)
     assert serving.max_replicas == 1
+    assert (serving.num_models, serving.num_models_that_fit) == (1, 1)
+    assert (ServingConfig(gpu_memory_utilization=0.1).num_models_that_fit, ServingConfig().num_models) == (10, 2)
     assert ServingConfig(autoscaling={"max_replicas": 4}).max_replicas == 4

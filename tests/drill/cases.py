@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
-from tests.drill import checkpoints, full_disk, kills, memory, nodes, other_tests, processes
+from tests.drill import checkpoints, full_disk, kills, memory, nodes, other_tests, processes, soak
 from tests.drill.harness import CaseResult, DrillHarness
 
 
@@ -42,4 +42,6 @@ CASES = [
     DrillCase("F14", "out of memory, simulated", memory.run_out_of_memory, 120),
     DrillCase("F15", "resumed from step 1, an epoch's end, later", checkpoints.resume_from_any_step, 180),
     DrillCase("F16", "end of the run during a checkpoint write", checkpoints.end_during_write, 120),
+    # As long as --soak-minutes, and the time to tune and register.
+    DrillCase("soak", "the endpoint under steady load", soak.soak_endpoint, 2400),
 ]

@@ -74,8 +74,8 @@ class CaseResult:
 class DrillHarness:
     """A folder for the runs of drill cases, and the connection of this process to Ray."""
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    def __init__(self, folder: Path, soak_minutes: float = 30.0) -> None:
+        self.folder, self.soak_minutes = folder, soak_minutes
         self.storage = folder / "runs"
         """`run.storage` of new configs."""
         self.faults_dir = folder / "faults"

@@ -70,8 +70,8 @@ def test_what_two_prompts_have_in_common_is_kept(model: torch.nn.Module) -> None
 
     def ask(*prompts: list[int]) -> int:
         """How many tokens are taken from a cache."""
-        cache = PromptBatch(prompts, 0).compute_prefix_cache(model, prefixes)
-        return 0 if cache is None else cache.get_seq_length()
+        prefix = PromptBatch(prompts, 0).compute_prefix_cache(model, prefixes)
+        return 0 if prefix is None else prefix.states.get_seq_length()
 
     assert ask([*instruction, 1, 2]) == 0
     assert prefixes.num_tokens == 0
@@ -99,3 +99,10 @@ def test_memory_is_freed(model: torch.nn.Module) -> None:
     prefixes.compute(model, LONG)
     prefixes.clear()
     assert (prefixes.num_tokens, prefixes.num_kept(LONG)) == (0, 0)
+
+
+def test_shorter_prompts_reuse_less(model: torch.nn.Module) -> None:
+    prefixes = PrefixCache(1000)
+    prefixes.compute(model, LONG[:100])
+    batch = PromptBatch([[*LONG[:100], 1], [*LONG[:100], *[2] * 31]], 0)
+    assert batch.num_reused(batch.compute_prefix_cache(model, prefixes)) == [70, 100]

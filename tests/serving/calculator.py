@@ -45,6 +45,11 @@ def make_definition(function: Any = calculate) -> dict[str, Any]:
     return definition
 
 
+TOOL = make_definition()
+ADD_QUESTION = {"role": "user", "content": "What is 2 + 3?"}
+ADD_ARGUMENTS = {"a": 2, "operator": "+", "b": 3}
+
+
 def make_rows(definition: dict[str, Any]) -> list[dict[str, Any]]:
     """Chats with one call each, and some with two calls at once or none."""
     rows = []

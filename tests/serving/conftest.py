@@ -5,6 +5,7 @@ from pathlib import Path
 
 import openai
 import pytest
+import torch
 from ray import serve
 
 from instruct_ray.cli.stages.serve import start_endpoint
@@ -12,6 +13,7 @@ from instruct_ray.config.schema import Config
 from instruct_ray.config.serving import ServingConfig
 from instruct_ray.serving.api_keys import hash_key
 from tests.fakes import ignore_status
+from tests.serving import calculator
 from tests.serving.endpoint import KEY, PORT, URL
 from tests.serving.versions import Versions
 
@@ -35,6 +37,20 @@ def endpoint(endpoint_config: Config) -> Iterator[openai.OpenAI]:
     start_endpoint(endpoint_config, ignore_status)
     yield openai.OpenAI(base_url=URL, api_key=KEY, max_retries=0)
     serve.shutdown()
+
+
+@pytest.fixture(scope="session")
+def calculator_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The address of an endpoint that calls tools; its marks of calls are special tokens, which decoding would skip."""
+    folder, num_threads = tmp_path_factory.mktemp("calculator"), torch.get_num_threads()
+    # Threads that wait for each other on a busy machine take longer than one.
+    torch.set_num_threads(1)
+    try:
+        renderer = calculator.tune(folder, calculator.TOOL, are_special=True)
+    finally:
+        torch.set_num_threads(num_threads)
+    with calculator.serve(folder, renderer, "calculator") as address:
+        yield address
 
 
 @pytest.fixture

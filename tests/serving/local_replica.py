@@ -1,6 +1,6 @@
 """A replica in this process, with a real renderer and engine: what a gateway is given in place of a Serve handle."""
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Generator
 from typing import Any
 
 from instruct_ray.serving.answer import AnyRequest, ReplicaMessage, answer
@@ -25,6 +25,7 @@ class LocalReplica:
         self._loaded, self._max_new_tokens = loaded, max_new_tokens
         self._info = ModelInfo(**loaded.info.model_dump(), alias=alias)
         self.answer = self.info = self
+        self.answer_whole = _WholeMethod(self)
 
     def options(self, stream: bool) -> "LocalReplica":
         return self
@@ -41,6 +42,32 @@ class LocalReplica:
             return
         async for message in answer(self._loaded, request, self._max_new_tokens):
             yield message
+
+
+class _WholeMethod:
+    """Stands for the method of a replica that returns all of an answer at once."""
+
+    def __init__(self, replica: LocalReplica) -> None:
+        self._replica = replica
+
+    def remote(self, request: AnyRequest) -> "_WholeAnswer":
+        return _WholeAnswer(self._replica.remote(request))
+
+
+class _WholeAnswer:
+    """Stands for a response of Ray Serve that is a value."""
+
+    def __init__(self, answer: "_Answer") -> None:
+        self._answer = answer
+
+    def __await__(self) -> Generator[Any, None, list[ReplicaMessage]]:
+        return self._collect().__await__()
+
+    async def _collect(self) -> list[ReplicaMessage]:
+        return [message async for message in self._answer]
+
+    def cancel(self) -> None:
+        self._answer.cancel()
 
 
 class _Answer:

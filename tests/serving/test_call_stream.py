@@ -104,3 +104,27 @@ def test_complete_calls_of_a_cut_answer_are_kept(make_stream: Callable[..., Call
     stream = make_stream()
     stream.push(f"{CALL}\n{CALL[:30]}")
     assert len(stream.finish(is_cut=True).calls) == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "answer", "text"),
+    [
+        ("hermes", CALL[:40], ""),
+        ("hermes", f"I add.\n{CALL[:40]}", "I add."),
+        ("plain", PLAIN_CALL[:-2], ""),
+        ("plain", PLAIN_CALL[:4], ""),
+        ("xml", 'I add. <call=add>{"a": ', "I add."),
+        # What is no call is content, cut or not.
+        ("hermes", "a < b <tool", "a < b <tool"),
+        ("hermes", "x <tool_call>{no json}</tool_call> and", "x <tool_call>{no json}</tool_call> and"),
+        ("plain", '{"x": [1, 2', '{"x": [1, 2'),
+        ("plain", "No", "No"),
+    ],
+)
+def test_call_that_is_cut_is_no_content(
+    make_stream: Callable[..., CallStream], name: str, answer: str, text: str
+) -> None:
+    stream = make_stream(name)
+    sent = stream.push(answer)
+    end = stream.finish(is_cut=True)
+    assert (sent + end.text, end.calls) == (text, ())

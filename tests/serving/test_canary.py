@@ -1,20 +1,24 @@
 """A new version that gets a share of the requests first: when it gets all of them, and when none."""
 
 import asyncio
+import time
 from collections import Counter
 from contextlib import aclosing
 from typing import Any
 
 import pytest
+from ray import serve
 
 from instruct_ray.config.serving import CanaryConfig, ServingConfig
 from instruct_ray.registry.alias_moves import roll_back
 from instruct_ray.serving import replica as replica_module
 from instruct_ray.serving.canary import Canary
 from instruct_ray.serving.chat_request import ChatRequest
+from instruct_ray.serving.peer_version import find_peer_version
 from instruct_ray.serving.replica import ModelReplica
-from instruct_ray.serving.replica_messages import AnswerStart
+from instruct_ray.serving.replica_messages import AnswerStart, ModelInfo
 from instruct_ray.serving.request_timer import RequestTimer
+from instruct_ray.serving.served_models import ServedModels
 from tests.serving.versions import Versions
 
 CONFIG = CanaryConfig(share=0.25, min_requests=20, max_error_increase=0.1, max_latency_ratio=1.5)
@@ -196,3 +200,49 @@ def test_client_that_leaves_says_nothing_about_the_version(versions: Versions) -
     late = RequestTimer(max_seconds=0.0)
     late.see(AnswerStart(info, num_prompt_tokens=1, num_choices=1))
     assert late.is_failed is True
+
+
+def test_replica_that_starts_during_a_canary_begins_with_the_version_of_the_others(versions: Versions) -> None:
+    second = versions.add()
+    versions.decide(second)
+    serving = ServingConfig(follow_seconds=None, canary=CanaryConfig(share=0.5, min_requests=4))
+    models = ServedModels(versions.config, serving, first_number="1")
+    assert models.info.version == "1"
+    models.follow_once()
+    assert f"version {second} gets 50% of the requests" in str(models.info.not_followed)
+    models.close()
+    # What others serve is missing, or no decision was about it: it begins with the version under the alias.
+    for number in ("99", versions.add()):
+        alone = ServedModels(versions.config, serving, first_number=number)
+        assert alone.info.version == second
+        alone.close()
+
+
+class Starting:
+    """Stands for a replica: what it was told when it started, and what it says."""
+
+    def __init__(self) -> None:
+        self.found = find_peer_version("tiny"), find_peer_version("other")
+
+    def info(self) -> ModelInfo:
+        return ModelInfo(
+            name="tiny", version="7", contract_digest="", data_digest=None, max_context=1, layout="", alias="champion"
+        )
+
+    def get_found(self) -> tuple[str | None, str | None]:
+        return self.found
+
+
+def test_replica_that_starts_asks_the_others(ray_4_cpus: None) -> None:
+    deployment = serve.deployment(Starting, name="Starting", ray_actor_options={"num_cpus": 0.1})
+    serve.start(http_options={"location": "NoServer"})
+    try:
+        handle = serve.run(deployment.bind(), name="starting", route_prefix=None)
+        assert handle.get_found.remote().result() == (None, None)
+        handle = serve.run(deployment.options(num_replicas=2).bind(), name="starting", route_prefix=None)
+        end, found = time.monotonic() + 60, set()
+        while len(found) < 2 and time.monotonic() < end:
+            found.add(handle.get_found.remote().result())
+        assert found == {(None, None), ("7", None)}
+    finally:
+        serve.shutdown()

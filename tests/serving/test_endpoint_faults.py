@@ -9,13 +9,13 @@ from typing import Any
 
 import httpx2
 import openai
-import psutil
 import pytest
 
 from instruct_ray.config.schema import Config
 from instruct_ray.data.rendering.contract import PromptContract
 from instruct_ray.run.folder import RunFolder
 from tests.serving.endpoint import URL, client
+from tests.serving.load import find_serve_processes
 
 NUM_CLIENTS = 8
 MAX_SECONDS_TO_FREE = 2.0
@@ -43,11 +43,6 @@ def test_clients_that_leave_free_their_places(long_request: dict[str, Any]) -> N
     assert time.monotonic() - started < MAX_SECONDS_TO_FREE
 
 
-def find_replica() -> psutil.Process:
-    [replica] = [one for one in psutil.process_iter() if one.name() and "ModelReplica" in " ".join(one.cmdline()[:1])]
-    return replica
-
-
 # Over 20 seconds: a replica starts again, with the libraries of a new process.
 def test_requests_of_a_replica_that_dies_are_answered_by_the_next_one(long_request: dict[str, Any]) -> None:
     has_begun = threading.Event()
@@ -66,7 +61,8 @@ def test_requests_of_a_replica_that_dies_are_answered_by_the_next_one(long_reque
     with ThreadPoolExecutor(2) as pool:
         complete, streamed = pool.submit(ask), pool.submit(read_stream)
         assert has_begun.wait(30)
-        find_replica().send_signal(signal.SIGKILL)
+        [replica] = find_serve_processes("ModelReplica")
+        replica.send_signal(signal.SIGKILL)
         # Text of two replicas is never joined.
         assert json.loads(streamed.result()[-1].removeprefix("data: "))["error"]["type"] == "server_error"
         response = complete.result()

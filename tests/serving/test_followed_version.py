@@ -1,7 +1,6 @@
 """The version that is served: follows decisions, and goes on whatever is wrong with the next one."""
 
 import json
-import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -53,18 +52,41 @@ def test_decision_is_followed_and_the_old_version_answers_what_it_began(
     assert (served.info.version, served.info.not_followed) == ("1", None)
     versions.decide(second)
     with served.hold("tiny") as old:
-        thread = threading.Thread(target=served.follow_once)
-        thread.start()
-        end = time.monotonic() + 60
-        while served.info.version == "1" and time.monotonic() < end:
-            time.sleep(0.02)
+        served.follow_once()
         with served.hold("tiny") as new:
             assert (old.info.version, new.info.version, served.info.version) == ("1", second, second)
         # It is still answering.
         assert generate_all(old.engine, [[5, 6]], SamplingParams(2))
-        assert thread.is_alive() and old.engine.is_alive
-    thread.join(30)
+    served.follow_once()
     assert not old.engine.is_alive and served.is_alive
+
+
+def test_long_answers_do_not_keep_the_next_decisions_waiting(versions: Versions, served: ServedModels) -> None:
+    second, third, fourth = versions.add(), versions.add(), versions.add()
+    with served.hold("tiny") as first:
+        versions.decide(second)
+        served.follow_once()
+        with served.hold("tiny") as old:
+            versions.decide(third)
+            served.follow_once()
+            assert (first.info.version, old.info.version, served.info.version) == ("1", second, third)
+            # Two versions that still answer are as many as there is memory for.
+            versions.decide(fourth)
+            served.follow_once()
+            assert served.info.version == third
+            reason = f"version {fourth} waits until versions that were replaced have answered their last requests"
+            assert served.info.not_followed == f"{reason}: 1 and {second}"
+            assert first.engine.is_alive and old.engine.is_alive
+        served.follow_once()
+        assert (served.info.version, served.info.not_followed) == (fourth, None)
+        assert first.engine.is_alive and not old.engine.is_alive
+        # One that still answers is not loaded again.
+        versions.decide("1")
+        served.follow_once()
+        with served.hold("tiny") as again:
+            assert again is first
+    served.follow_once()
+    assert first.engine.is_alive
 
 
 def test_alias_that_was_moved_by_hand_is_not_followed(versions: Versions, served: ServedModels) -> None:

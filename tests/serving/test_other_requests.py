@@ -6,9 +6,8 @@ import pytest
 from pydantic import BaseModel, ValidationError
 
 from instruct_ray.serving import completion_request, responses_request
-from instruct_ray.serving.chat_request import ChatRequest
 from instruct_ray.serving.completion_request import CompletionRequest
-from instruct_ray.serving.responses_request import ResponsesRequest
+from instruct_ray.serving.responses_request import ResponsesChat, ResponsesRequest
 
 COMPLETION: dict[str, Any] = {"model": "m", "prompt": "a"}
 RESPONSES: dict[str, Any] = {"model": "m", "input": "a"}
@@ -99,7 +98,7 @@ def test_responses_request_becomes_a_chat() -> None:
             "text": {"format": {"type": "json_schema", "name": "answer", "schema": schema, "strict": True}},
         }
     )  # fmt: skip
-    assert request.to_chat() == ChatRequest.model_validate(
+    assert request.to_chat() == ResponsesChat.model_validate(
         {
             "model": "m",
             "messages": [

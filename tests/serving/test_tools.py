@@ -1,22 +1,17 @@
 """Tools at the endpoint: a tiny model, tuned here on calls, answers the `openai` client, LangChain and an agent."""
 
 import json
-from collections.abc import Iterator
 from typing import Any
 
 import openai
 import pytest
-import torch
 from langchain_openai import ChatOpenAI
 
 from jobs.examples import agent
 from tests.serving import calculator
-from tests.serving.calculator import calculate, make_definition
+from tests.serving.calculator import ADD_ARGUMENTS, ADD_QUESTION, TOOL, calculate
 
-ADD_QUESTION = {"role": "user", "content": "What is 2 + 3?"}
-ADD_ARGUMENTS = {"a": 2, "operator": "+", "b": 3}
 BOTH_QUESTION = {"role": "user", "content": "Both: 1 + 4 and 2 + 4?"}
-TOOL = make_definition()
 # Named otherwise than the tuned model knows it, with arguments that it would not write.
 OTHER: dict[str, Any] = {
     "type": "function",
@@ -33,22 +28,8 @@ OTHER: dict[str, Any] = {
 
 
 @pytest.fixture(scope="module")
-def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """The address of an endpoint whose marks of calls are special tokens, which decoding would skip."""
-    folder, num_threads = tmp_path_factory.mktemp("calculator"), torch.get_num_threads()
-    # Threads that wait for each other on a busy machine take longer than one.
-    torch.set_num_threads(1)
-    try:
-        renderer = calculator.tune(folder, TOOL, are_special=True)
-    finally:
-        torch.set_num_threads(num_threads)
-    with calculator.serve(folder, renderer, "calculator") as address:
-        yield address
-
-
-@pytest.fixture(scope="module")
-def client(url: str) -> openai.OpenAI:
-    return openai.OpenAI(base_url=url, api_key="none", max_retries=0)
+def client(calculator_url: str) -> openai.OpenAI:
+    return openai.OpenAI(base_url=calculator_url, api_key="none", max_retries=0)
 
 
 def ask(client: openai.OpenAI, *messages: Any, **fields: Any) -> Any:
@@ -110,11 +91,23 @@ def test_text_without_a_call_is_content(client: openai.OpenAI) -> None:
     assert read_stream(ask(client, hello, stream=True)) == ("Hi, how are you?", [], "stop")
 
 
-def test_call_that_is_cut_is_content(client: openai.OpenAI) -> None:
+def test_call_that_is_cut_is_left_out(client: openai.OpenAI) -> None:
     choice = ask(client, ADD_QUESTION, max_tokens=8).choices[0]
-    assert (choice.finish_reason, choice.message.tool_calls) == ("length", None)
-    assert choice.message.content.startswith("<tool_call>")
-    assert read_stream(ask(client, ADD_QUESTION, max_tokens=8, stream=True))[0] == choice.message.content
+    assert (choice.finish_reason, choice.message.tool_calls, choice.message.content) == ("length", None, "")
+    assert read_stream(ask(client, ADD_QUESTION, max_tokens=8, stream=True)) == ("", [], "length")
+
+
+def test_tokens_of_the_cache_are_reported(client: openai.OpenAI) -> None:
+    system = {"role": "system", "content": "You count. " * 12}
+
+    def ask_cached(question: str) -> tuple[int, int]:
+        usage = ask(client, system, {"role": "user", "content": question}, max_tokens=1).usage
+        return usage.prompt_tokens_details.cached_tokens, usage.prompt_tokens
+
+    counts = [ask_cached(f"What is {number} + 3?") for number in range(4)]
+    assert counts[0][0] == 0 and 64 < counts[-1][0] < counts[-1][1]
+    stream = ask(client, system, ADD_QUESTION, stream=True, stream_options={"include_usage": True}, n=2)
+    assert list(stream)[-1].usage.prompt_tokens_details.cached_tokens == counts[-1][0]
 
 
 def test_call_of_an_unknown_function_is_content(client: openai.OpenAI) -> None:
@@ -182,46 +175,10 @@ def test_what_can_not_be_done_is_refused(client: openai.OpenAI, fields: dict[str
     assert param is None or error.value.param == param
 
 
-def make_responses_tool() -> dict[str, Any]:
-    return {"type": "function", **TOOL["function"]}
-
-
-def test_responses_api_calls_and_answers(client: openai.OpenAI) -> None:
-    request: dict[str, Any] = {"model": "calculator", "tools": [make_responses_tool()], "temperature": 0}
-    response = client.responses.create(input="What is 2 + 3?", **request)
-    [call] = response.output
-    assert (call.type, call.name, json.loads(call.arguments)) == ("function_call", "calculate", ADD_ARGUMENTS)
-    assert (response.status, response.tools[0].name, response.tool_choice) == ("completed", "calculate", "auto")
-    result = {"type": "function_call_output", "call_id": call.call_id, "output": "5"}
-    answer = client.responses.create(input=[ADD_QUESTION, call, result], **request)
-    assert answer.output_text == "It is 5."
-    named = {"type": "function", "name": "calculate"}
-    forced = client.responses.create(input="Hello", tool_choice=named, **request)
-    assert [item.type for item in forced.output] == ["function_call"]
-
-
-def test_streamed_responses_have_the_events_of_their_items(client: openai.OpenAI) -> None:
-    request: dict[str, Any] = {"model": "calculator", "tools": [make_responses_tool()], "temperature": 0}
-    with client.responses.stream(input="Both: 1 + 4 and 2 + 4?", **request) as stream:
-        events = list(stream)
-        final = stream.get_final_response()
-    assert [event.sequence_number for event in events] == list(range(len(events)))
-    assert [item.type for item in final.output] == ["message", "function_call", "function_call"]
-    assert final.output_text == "I add twice."
-    done = [event for event in events if event.type == "response.function_call_arguments.done"]
-    assert [event.output_index for event in done] == [1, 2]
-    assert [json.loads(event.arguments)["a"] for event in done] == [1, 2]
-    with client.responses.stream(input="What is 2 + 3?", **request) as stream:
-        kinds = [event.type for event in stream]
-    assert "response.content_part.added" not in kinds
-    with client.responses.stream(input="Hello", **request) as stream:
-        assert stream.get_final_response().output_text == "Hi, how are you?"
-
-
 @pytest.mark.parametrize("use_responses_api", [False, True])
-def test_langchain_binds_tools(url: str, use_responses_api: bool) -> None:
+def test_langchain_binds_tools(calculator_url: str, use_responses_api: bool) -> None:
     llm = ChatOpenAI(
-        model="calculator", base_url=url, api_key="none", temperature=0, use_responses_api=use_responses_api
+        model="calculator", base_url=calculator_url, api_key="none", temperature=0, use_responses_api=use_responses_api
     )
     [call] = llm.bind_tools([calculate]).invoke("What is 2 + 3?").tool_calls
     assert (call["name"], call["args"]) == ("calculate", ADD_ARGUMENTS)
@@ -234,10 +191,10 @@ def test_langchain_binds_tools(url: str, use_responses_api: bool) -> None:
 
 @pytest.mark.parametrize("question", [question for question, *_ in calculator.QUESTIONS])
 def test_agent_with_a_calculator(
-    url: str, question: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    calculator_url: str, question: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("OPENAI_API_KEY", "none")
-    agent.main(["--base-url", url, "--model", "calculator", "--question", question])
+    agent.main(["--base-url", calculator_url, "--model", "calculator", "--question", question])
     [asked, called, result, answer] = capsys.readouterr().out.splitlines()
     [(_, a, operator, b)] = [one for one in calculator.QUESTIONS if one[0] == question]
     expected = calculate.invoke({"a": a, "operator": operator, "b": b})

@@ -45,7 +45,7 @@ def start_endpoint(config: Config, status: Callable[[str], None]) -> str:
 
     _check_access(config.serving, has_keys=ApiKeys(config.serving.api_keys_file).are_required)
     if config.serving.feedback_file is not None:
-        TriplesFile(config.serving.feedback_file)
+        TriplesFile(config.serving.feedback_file, config.serving.max_feedback_bytes)
     args = AppArgs(registry=config.registry.model_copy(update={"uri": tracking_uri(config)}), serving=config.serving)
     status("looking up the version")
     ModelRegistry(require_registry_uri(config)).resolve(f"models:/{config.registry.name}@{config.registry.alias}")

@@ -11,7 +11,8 @@ from pydantic_core import to_jsonable_python
 from instruct_ray.config.schema import Config
 from instruct_ray.data.rendering.contract import PromptContract
 
-# Incremented when the same rows would be packed differently.
+# Incremented when the same rows would be packed differently. Rows that can be read now and could not before do not
+# count: see `READING_VERSION`.
 PACKING_VERSION = 2
 # These options are part of the digest at any value. Options added later are part of it only if they are not at their
 # default, so that packs of earlier versions keep their digest.

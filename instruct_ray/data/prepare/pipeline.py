@@ -27,7 +27,12 @@ from instruct_ray.data.prepare.held_out import TEST_ROWS, VALIDATION_ROWS, HeldO
 from instruct_ray.data.prepare.input_checks import check_first_rows, check_quarantined_rows
 from instruct_ray.data.prepare.near_duplicates import NearDuplicateIndex
 from instruct_ray.data.prepare.pack_pass import PackPassResult, PackPassSpec, pack_shard
-from instruct_ray.data.prepare.source_changes import describe_changes, list_run_sources
+from instruct_ray.data.prepare.source_changes import (
+    READING_VERSION,
+    check_rows_were_readable,
+    describe_changes,
+    list_run_sources,
+)
 from instruct_ray.data.prepare.split_checks import check_held_out, check_split
 from instruct_ray.data.prepare.split_rule import find_split_rule
 from instruct_ray.data.prepare.tokenize_pass import (
@@ -97,6 +102,7 @@ def prepare(config: Config, start_ray: Callable[[], None]) -> PrepareResult:
             ]
             manifest = {
                 "digest": digest,
+                "reading_version": READING_VERSION,
                 "contract_digest": run.renderer.contract.digest,
                 "pack_tokens": config.data.pack_tokens,
                 "sources": sources,
@@ -113,10 +119,13 @@ def _find_finished(
     """The packs that an earlier call prepared; None if there are none.
 
     Raises:
-        InputError: the run has packs that were prepared from other sources or options.
+        InputError: the run has packs that were prepared from other sources or options, or from fewer rows than can be
+            read now.
     """
     if (packs_dir / MANIFEST).is_file():
-        return PrepareResult(PackedDataset.open(packs_dir), already_done=True, not_read=listing.describe_passed_over())
+        packs = PackedDataset.open(packs_dir)
+        check_rows_were_readable(packs)
+        return PrepareResult(packs, already_done=True, not_read=listing.describe_passed_over())
     if finished_pack_dirs(run.folder):
         raise InputError(f"{describe_changes(run, listing.files, source_digests)}; use another run.name")
     return None

@@ -5,10 +5,17 @@ from typing import Any
 
 from instruct_ray.config.schema import Config
 from instruct_ray.data.open_run import OpenRun
+from instruct_ray.data.packs.dataset import PackedDataset
 from instruct_ray.data.sources.files import SourceListing, file_digests, list_sources
 from instruct_ray.data.sources.source_file import SourceFile
 from instruct_ray.errors import InputError
 from instruct_ray.run.frozen import read_frozen_section
+
+# Incremented when rows can be read that were quarantined before, and recorded with packs; without a record it is 1.
+# It is no part of the packs' digest: of all other rows the packs are the same. 2: chats with tool calls.
+READING_VERSION = 2
+# Why rows with tool calls were quarantined by version 1.
+REASONS_OF_TOOL_ROWS = ("roles", "wrong_type", "no_answer")
 
 
 def list_run_sources(config: Config) -> SourceListing:
@@ -34,6 +41,25 @@ def check_sources_unchanged(run: OpenRun) -> None:
     files = find_run_files(run.config)
     if difference := _describe_changed_files(files, file_digests(files), run.packs.manifest):
         raise InputError(difference)
+
+
+def check_rows_were_readable(packs: PackedDataset) -> None:
+    """Check that no row was quarantined, when the packs were prepared, that can be read now.
+
+    Raises:
+        InputError: some may have been; counts them.
+    """
+    if packs.manifest.get("reading_version", 1) >= READING_VERSION:
+        return
+    reasons = packs.manifest.get("quarantine_reasons", {})
+    counts = {reason: reasons[reason] for reason in REASONS_OF_TOOL_ROWS if reasons.get(reason)}
+    if counts:
+        described = ", ".join(f"{reason} {count}" for reason, count in counts.items())
+        raise InputError(
+            f"data.sources: an earlier version of instruct_ray quarantined {sum(counts.values())} rows ({described}) "
+            f"of {packs.path}; this version can read chats with tool calls, which may be among them. Use another "
+            "run.name to prepare them; `instruct-ray tune` goes on with the packs as they are"
+        )
 
 
 def describe_changes(run: OpenRun, files: Sequence[SourceFile], source_digests: Sequence[str]) -> str:

@@ -15,7 +15,7 @@ from instruct_ray.serving.api_keys import ApiKey
 from instruct_ray.serving.errors import build_error, error_response
 from instruct_ray.serving.playground.page import PAGE_FILES, add_page
 from instruct_ray.serving.playground.triple_request import TripleRequest
-from instruct_ray.serving.playground.triples_file import TriplesFile
+from instruct_ray.serving.playground.triples_file import TriplesFile, TriplesFileFullError
 
 logger = logging.getLogger(__name__)
 
@@ -41,7 +41,7 @@ def add_playground(api: FastAPI, serving: ServingConfig) -> frozenset[str]:
     add_page(api)
     api.get("/playground/settings")(get_settings)
     if serving.feedback_file is not None:
-        save = _make_save_route(TriplesFile(serving.feedback_file))
+        save = _make_save_route(TriplesFile(serving.feedback_file, serving.max_feedback_bytes))
         api.post("/playground/triples", status_code=201, response_model=None)(save)
     return frozenset(PAGE_FILES)
 
@@ -54,6 +54,10 @@ def _make_save_route(file: TriplesFile) -> SaveRoute:
         try:
             # In a thread: a network disk may take long.
             await asyncio.to_thread(file.append, row)
+        except TriplesFileFullError as error:
+            logger.error("a triple could not be saved: %s", error)
+            message = "the triple is not saved: serving.feedback_file has reached serving.max_feedback_bytes"
+            return error_response(507, build_error(message, type="server_error", code="storage_full"))
         except OSError as error:
             logger.error("a triple could not be saved: %s", one_line(error))
             if error.errno in DISK_FULL_ERRORS:

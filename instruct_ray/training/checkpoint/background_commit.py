@@ -30,11 +30,16 @@ class BackgroundCommit:
         """Why this rank's shards could not be committed; None if they are, or are still being written."""
         self._commit, self._and_then = commit, and_then
         self._ended = threading.Event()
-        threading.Thread(target=self._run, name=f"checkpoint {step}", daemon=True).start()
+        self._thread = threading.Thread(target=self._run, name=f"checkpoint {step}", daemon=True)
+        self._thread.start()
 
     def wait(self, seconds: float) -> bool:
         """Wait until this rank's shards are committed or have failed; returns False if they are still being written."""
         return self._ended.wait(seconds)
+
+    def join(self) -> None:
+        """Wait until `and_then` has returned, or OTHERS_SECONDS."""
+        self._thread.join(OTHERS_SECONDS)
 
     def _run(self) -> None:
         try:
@@ -48,10 +53,12 @@ class BackgroundCommit:
             self._and_then()
 
 
-def keep_newest(checkpoint: Path, num_checkpoints: int, unusable: frozenset[str]) -> None:
+def keep_newest(
+    checkpoint: Path, num_checkpoints: int, unusable: frozenset[str], on_committed: Callable[[], None]
+) -> None:
     """Wait until all ranks have committed a checkpoint, record that, and keep `num_checkpoints`. Rank 0 calls it.
 
-    `unusable` names checkpoints that are removed, too.
+    `on_committed` is called before any is removed. `unusable` names checkpoints that are removed, too.
     """
     deadline = time.monotonic() + OTHERS_SECONDS
     try:
@@ -59,6 +66,7 @@ def keep_newest(checkpoint: Path, num_checkpoints: int, unusable: frozenset[str]
             if time.monotonic() > deadline:
                 return
             time.sleep(POLL_SECONDS)
+        on_committed()
         keep_newest_checkpoints(checkpoint, num_checkpoints, unusable)
     except OSError as error:
         # Tried again after the next checkpoint.

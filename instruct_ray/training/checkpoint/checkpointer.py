@@ -3,7 +3,9 @@
 import hashlib
 import shutil
 import threading
+import time
 import uuid
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -71,6 +73,17 @@ class LostCheckpoint:
 
     step: int
     message: str
+
+
+@dataclass(frozen=True)
+class CommittedCheckpoint:
+    """A checkpoint that all ranks have committed."""
+
+    step: int
+    save_seconds: float
+    """How long rank 0 wrote its shards to its local disk, while the next step waited."""
+    commit_seconds: float
+    """From the beginning of that until the shards of all ranks were in the storage."""
 
 
 class Checkpointer:
@@ -144,11 +157,15 @@ class Checkpointer:
         if resume_point.is_universal and self._rank == 0:
             shutil.rmtree(self._universal)
 
-    def save(self, engine: DeepSpeedEngine, step: int) -> SaveResult:
+    def save(
+        self, engine: DeepSpeedEngine, step: int, on_committed: Callable[[CommittedCheckpoint], None]
+    ) -> SaveResult:
         """Write this rank's shards to its local disk; they are moved and committed while the next steps run.
 
-        `settle` then says whether they are. Until it has, no other checkpoint is saved.
+        `settle` then says whether they are. Until it has, no other checkpoint is saved. A thread of rank 0 calls
+        `on_committed` once all ranks have committed.
         """
+        started = time.perf_counter()
         if self._commit is not None:
             still = f"that of step {self._commit.step} is still being written to {self._checkpoint_dir}"
             return SaveResult(None, f"no checkpoint at step {step}: {still}")
@@ -166,10 +183,15 @@ class Checkpointer:
             decays_all=engine.decays_all,
         )
         self._folder = self._checkpoint_dir / checkpoint_dir_name(step, self._attempt)
+        save_seconds = time.perf_counter() - started
+
+        def report() -> None:
+            on_committed(CommittedCheckpoint(step, save_seconds, time.perf_counter() - started))
+
         self._commit = BackgroundCommit(
             step,
             partial(self._commit_shards, shards, self._folder, manifest),
-            and_then=partial(self._keep_newest, self._folder) if self._rank == 0 else lambda: None,
+            and_then=partial(self._keep_newest, self._folder, report) if self._rank == 0 else lambda: None,
         )
         return SaveResult(self._folder)
 
@@ -197,9 +219,11 @@ class Checkpointer:
 
     def finish(self) -> LostCheckpoint | None:
         """Wait until the last checkpoint is committed, or half an hour."""
-        step = self._commit.step if self._commit else 0
+        commit, step = self._commit, self._commit.step if self._commit else 0
         for _ in range(MAX_FINAL_WAITS):
             lost = self.settle()
+            if lost is None and self._commit is None and commit is not None:
+                commit.join()
             if lost or self._commit is None:
                 return lost
         minutes = MAX_FINAL_WAITS * WAIT_SECONDS / 60
@@ -211,9 +235,9 @@ class Checkpointer:
             self._lock.check()
         commit_shards(shards, folder, manifest)
 
-    def _keep_newest(self, folder: Path) -> None:
+    def _keep_newest(self, folder: Path, on_committed: Callable[[], None]) -> None:
         if self._lock is None or not self._lock.is_lost():
-            keep_newest(folder, self._num_checkpoints, self._unusable)
+            keep_newest(folder, self._num_checkpoints, self._unusable, on_committed)
 
     def _find_corruption(self, folder: Path) -> str | None:
         """The first problem that a rank finds, the same on every rank."""

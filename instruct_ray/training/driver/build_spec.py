@@ -53,6 +53,7 @@ def build_worker_spec(run: OpenRun, config: Config, folder: RunFolder, plan: Bat
         packing_check_file=folder.path / PACKING_CHECK_FILE,
         metrics_file=folder.metrics_file,
         events_file=folder.events_file,
+        checkpoints_file=folder.checkpoints_file,
         checkpoint_dir=folder.ray_train_dir,
         validation=_build_validation_spec(config, run.base_model, folder, token_ids),
         stop_file=folder.path / STOP_FILE,

@@ -16,11 +16,13 @@ QUIET_SECONDS = 10.0
 
 
 @contextmanager
-def report_pending_workers(metrics_file: Path, train: TrainConfig, status: Callable[[str], None]) -> Iterator[None]:
+def report_pending_workers(
+    metrics_file: Path, train: TrainConfig, status: Callable[[str], None]
+) -> Iterator["PendingWorkersReporter"]:
     """Report to `status`, inside the block, what the cluster lacks while the run makes no steps."""
-    reporter = _PendingWorkersReporter(metrics_file, train, status)
+    reporter = PendingWorkersReporter(metrics_file, train, status)
     with PeriodicThread("pending workers", reporter.check, POLL_SECONDS):
-        yield
+        yield reporter
 
 
 def describe_pending(train: TrainConfig) -> str | None:
@@ -29,11 +31,15 @@ def describe_pending(train: TrainConfig) -> str | None:
     return None if plan_placement(nodes, train) else f"waiting for nodes: {describe_shortage(nodes, train)}"
 
 
-class _PendingWorkersReporter:
+class PendingWorkersReporter:
+    """Looks whether a run makes steps and, if it makes none, whether its workers can be placed."""
+
     def __init__(self, metrics_file: Path, train: TrainConfig, status: Callable[[str], None]) -> None:
         self._metrics_file, self._train, self._status = metrics_file, train, status
         self._num_bytes = -1
         self._last_step_at = time.monotonic()
+        self.is_waiting = False
+        """Whether the run waits for nodes."""
 
     def check(self) -> None:
         """Check whether the metrics file has grown, and the placement if it has not for a while."""
@@ -44,5 +50,9 @@ class _PendingWorkersReporter:
             return
         if num_bytes != self._num_bytes:
             self._num_bytes, self._last_step_at = num_bytes, time.monotonic()
-        elif time.monotonic() - self._last_step_at > QUIET_SECONDS and (message := describe_pending(self._train)):
-            self._status(message)
+            self.is_waiting = False
+        elif time.monotonic() - self._last_step_at > QUIET_SECONDS:
+            message = describe_pending(self._train)
+            self.is_waiting = message is not None
+            if message is not None:
+                self._status(message)

@@ -14,19 +14,27 @@ logger = logging.getLogger(__name__)
 
 
 @contextmanager
-def report_storage_problems(run_dir: Path) -> Iterator[None]:
+def report_storage_problems(run_dir: Path) -> Iterator["StorageReporter"]:
     """Log, inside the block, when the storage of a run begins to fail and when it works again."""
-    reporter = _StorageReporter(run_dir)
+    reporter = StorageReporter(run_dir)
     with PeriodicThread("storage", reporter.check, POLL_SECONDS):
-        yield
+        yield reporter
 
 
-class _StorageReporter:
+class StorageReporter:
+    """Logs changes of what is wrong with the storage of a run."""
+
     def __init__(self, run_dir: Path) -> None:
         self._run_dir = run_dir
         self._problem: str | None = None
 
+    @property
+    def has_problem(self) -> bool:
+        """Whether the storage is full, slow or failing."""
+        return self._problem is not None
+
     def check(self) -> None:
+        """Look whether something has changed."""
         problem = read_storage_problem(self._run_dir)
         if problem == self._problem:
             return

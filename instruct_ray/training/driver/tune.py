@@ -1,6 +1,7 @@
 """driver: the tune stage. Checks the run, trains it with Ray Train, and assembles the model folder."""
 
 import logging
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -26,6 +27,7 @@ from instruct_ray.training.driver.launch import run_ray_train
 from instruct_ray.training.driver.model_folder import assemble_model_dir
 from instruct_ray.training.driver.pending_workers import report_pending_workers
 from instruct_ray.training.driver.progress import Progress
+from instruct_ray.training.driver.run_metrics import RunFigures, export_run_metrics
 from instruct_ray.training.driver.signals import run_in_thread, stop_on_signal
 from instruct_ray.training.driver.storage_monitor import report_storage_problems
 from instruct_ray.training.driver.trained_tokens import record_trained_tokens
@@ -137,14 +139,17 @@ def _train(
     tracked = TrackedRun(run.config, logger.warning)
     tracked.start()
     events = RunEvents(spec.events_file)
+    figures = RunFigures(spec.plan.num_steps, train.checkpoint_every, time.time())
     final_status = "FAILED"
     train_run = partial(run_ray_train, train, run.folder, spec, eval_fn)
     try:
         with (
             stop_on_signal(spec.stop_file, status) as request,
-            report_pending_workers(spec.metrics_file, train, status),
-            report_storage_problems(run.folder.path),
-            follow_jsonl(spec.metrics_file, _make_step_callback(status, events)),
+            report_pending_workers(spec.metrics_file, train, status) as pending,
+            report_storage_problems(run.folder.path) as storage,
+            export_run_metrics(run.config.run.name, figures, pending, storage),
+            follow_jsonl(spec.metrics_file, _make_step_callback(status, events, figures)),
+            follow_jsonl(spec.checkpoints_file, figures.add_checkpoint),
         ):
             try:
                 outcome = run_in_thread(train_run, lock.raise_if_lost)
@@ -190,12 +195,15 @@ def _log_events(events: RunEvents) -> None:
         logger.warning("%s", message)
 
 
-def _make_step_callback(status: Callable[[str], None], events: RunEvents) -> Callable[[dict[str, Any]], None]:
+def _make_step_callback(
+    status: Callable[[str], None], events: RunEvents, figures: RunFigures
+) -> Callable[[dict[str, Any]], None]:
     """The callback for each new line of the metrics file."""
     progress = Progress()
 
     def on_step(metrics: dict[str, Any]) -> None:
         _log_events(events)
         status(progress.format_step(metrics))
+        figures.add_step(metrics)
 
     return on_step

@@ -1,12 +1,13 @@
-"""worker, all ranks: logs steps to `metrics.jsonl` and events to `events.jsonl`; a no-op except on rank 0.
+"""worker, all ranks: logs steps, checkpoints and events to JSON lines in the run's folder; a no-op except on rank 0.
 
-Both files are written by background threads, so a full, slow or failing storage never holds up a step.
+The files are written by background threads, so a full, slow or failing storage never holds up a step.
 """
 
 import json
 import os
 import time
 from collections.abc import Mapping
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from typing import Any
 from instruct_ray.background import PeriodicThread
 from instruct_ray.run.events import event_record
 from instruct_ray.run.line_writer import LineWriter
-from instruct_ray.training.checkpoint.checkpointer import ResumePoint
+from instruct_ray.training.checkpoint.checkpointer import CommittedCheckpoint, ResumePoint
 from instruct_ray.training.model.packing_check import PackingCheck
 from instruct_ray.training.worker.mfu import MfuMeter
 from instruct_ray.training.worker.spec import WorkerSpec
@@ -32,12 +33,14 @@ class RunLog:
         self._spec, self._meter = spec, meter
         self._metrics: LineWriter | None = None
         self._events: LineWriter | None = None
+        self._checkpoints: LineWriter | None = None
         self._problem: str | None = None
         if not is_writer:
             return
         # In Ray's folder on this node's disk.
         spool_dir = Path.cwd()
         self._events = LineWriter(spec.events_file, spool_dir, spec.lock)
+        self._checkpoints = LineWriter(spec.checkpoints_file, spool_dir, spec.lock)
         truncate = partial(self._truncate_metrics, resume_point.step)
         self._metrics = LineWriter(spec.metrics_file, spool_dir, spec.lock, truncate)
         self._checks = PeriodicThread("storage", self._publish_problem, CHECK_SECONDS)
@@ -68,6 +71,11 @@ class RunLog:
         if not result.was_applied:
             self.log_event(result.skip_message(step))
 
+    def log_checkpoint(self, checkpoint: CommittedCheckpoint) -> None:
+        """Log a checkpoint that all ranks have committed; any thread may call it."""
+        if self._checkpoints is not None:
+            self._checkpoints.append(asdict(checkpoint) | {"time": time.time()})
+
     def log_event(self, message: str) -> None:
         """Log a decision, or a problem that doesn't end training."""
         if self._events is not None:
@@ -75,18 +83,20 @@ class RunLog:
 
     def close(self) -> tuple[str, ...]:
         """Wait some seconds until all lines are in the storage; returns a message about those that are not."""
-        if self._metrics is None or self._events is None:
+        if self._metrics is None or self._events is None or self._checkpoints is None:
             return ()
         self._checks.__exit__(None, None, None)
-        if lost_metrics := self._metrics.close():
-            self.log_event(lost_metrics)
-        messages = tuple(message for message in (lost_metrics, self._events.close()) if message)
+        lost = [message for message in (self._metrics.close(), self._checkpoints.close()) if message]
+        for message in lost:
+            self.log_event(message)
+        messages = tuple(message for message in (*lost, self._events.close()) if message)
         publish_storage_problem(self._spec.metrics_file.parent, None)
         return messages
 
     def _publish_problem(self) -> None:
         """Tell the driver when the storage begins to fail, and when it works again."""
-        problems = [writer.problem for writer in (self._metrics, self._events) if writer is not None]
+        writers = (self._metrics, self._events, self._checkpoints)
+        problems = [writer.problem for writer in writers if writer is not None]
         problem = next((problem for problem in problems if problem), None)
         if problem != self._problem:
             self._problem = problem

@@ -34,6 +34,7 @@ class WorkerSpec(BaseModel):
     packing_check_file: Path
     metrics_file: Path
     events_file: Path
+    checkpoints_file: Path
     checkpoint_dir: Path
     validation: ValidationSpec | None
     """How checkpoints are validated; None if they are not."""

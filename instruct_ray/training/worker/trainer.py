@@ -155,7 +155,7 @@ class WorkerTrainer:
     def _save(self, step: int) -> SaveResult:
         started = time.perf_counter()
         self._log_lost_checkpoint(self.checkpointer.settle())
-        saved = self.checkpointer.save(self.engine, step)
+        saved = self.checkpointer.save(self.engine, step, self.log.log_checkpoint)
         if saved.problem:
             self.log.log_event(saved.problem)
         self.preemption.record_save(time.perf_counter() - started)

@@ -198,6 +198,18 @@ def test_changed_sources_need_another_run_name(
         prepare(make_config(data={"sources": [path]}), ray_is_running)
 
 
+def test_rows_that_an_earlier_version_could_not_read_need_another_run_name(make_config: Callable[..., Config]) -> None:
+    config = make_config()
+    file = prepare(config, ray_is_running).dataset.path / "manifest.json"
+    manifest = json.loads(file.read_text())
+    assert manifest.pop("reading_version") == 2
+    file.write_text(json.dumps(manifest | {"quarantine_reasons": {"not_json": 1}}))
+    assert prepare(config, ray_is_running).already_done
+    file.write_text(json.dumps(manifest | {"quarantine_reasons": {"roles": 3, "not_json": 1}}))
+    with pytest.raises(InputError, match=r"quarantined 3 rows \(roles 3\) of .*tool calls.*Use another run.name"):
+        prepare(config, ray_is_running)
+
+
 @pytest.mark.parametrize(
     ("rows", "message"),
     [

@@ -167,7 +167,7 @@ def test_concurrent_rows_never_mix(tmp_path: Path) -> None:
     path.write_bytes(b'{"half": "a row that a killed process')
 
     def append(writer: int) -> None:
-        file = TriplesFile(path)
+        file = TriplesFile(path, 2**30)
         barrier.wait()
         for number in range(20):
             # More than a file system writes at once.
@@ -179,6 +179,16 @@ def test_concurrent_rows_never_mix(tmp_path: Path) -> None:
     assert half == b'{"half": "a row that a killed process'
     rows = [json.loads(line)["row"] for line in lines]
     assert sorted(rows) == sorted(f"{writer}-{number}" for writer in range(8) for number in range(20))
+
+
+def test_file_has_a_limit(tmp_path: Path) -> None:
+    serving, request = {"feedback_file": tmp_path / "triples.jsonl", "max_feedback_bytes": 1500}, {"json": TRIPLE}
+    *saved, refused = ask(serving, *[request] * 4)
+    content = serving["feedback_file"].read_bytes()
+    assert {response.status_code for response in saved[:1]} == {201} and refused.status_code == 507
+    assert "max_feedback_bytes" in refused.json()["error"]["message"]
+    assert len(content) <= 1500 and content.endswith(b"\n")
+    assert len(content.splitlines()) == sum(response.status_code == 201 for response in saved)
 
 
 def test_full_disk_is_said_and_leaves_no_part_of_a_row(tmp_path: Path) -> None:

@@ -10,12 +10,16 @@ import torch
 import torch.distributed as dist
 
 from instruct_ray.training.checkpoint import checkpointer as checkpointer_module
-from instruct_ray.training.checkpoint.checkpointer import Checkpointer
+from instruct_ray.training.checkpoint.checkpointer import Checkpointer, CommittedCheckpoint
 from instruct_ray.training.checkpoint.manifest import find_committed, find_corruption
 from instruct_ray.training.checkpoint.recovery import recover_checkpoint_dir
 from tests.small_disk import NoSmallDiskError, fill_disk, small_disk
 
 SHARD_BYTES = 2**16
+
+
+def ignore(checkpoint: CommittedCheckpoint) -> None:
+    """Do nothing about a committed checkpoint."""
 
 
 class ShardEngine:
@@ -52,9 +56,12 @@ def list_steps(checkpoint_dir: Path) -> list[int]:
 
 def test_newest_checkpoints_are_kept(checkpoint_dir: Path, make_checkpointer: Callable[[Path], Checkpointer]) -> None:
     checkpointer = make_checkpointer(checkpoint_dir)
+    committed: list[CommittedCheckpoint] = []
     for step in (4, 8, 12):
-        assert checkpointer.save(ShardEngine(), step).problem is None
+        assert checkpointer.save(ShardEngine(), step, committed.append).problem is None
         assert checkpointer.finish() is None
+    assert [checkpoint.step for checkpoint in committed] == [4, 8, 12]
+    assert all(0 < checkpoint.save_seconds < checkpoint.commit_seconds < 60 for checkpoint in committed)
     assert list_steps(checkpoint_dir)[:2] == [12, 8]
     resumed = make_checkpointer(checkpoint_dir)
     assert resumed.find_resume_point(1).step == 12
@@ -66,10 +73,10 @@ def test_full_disk_costs_a_checkpoint_and_the_one_before_stays(
     try:
         with small_disk(tmp_path / "storage", 8 * SHARD_BYTES) as checkpoint_dir:
             checkpointer = make_checkpointer(checkpoint_dir)
-            checkpointer.save(ShardEngine(), 4)
+            checkpointer.save(ShardEngine(), 4, ignore)
             assert checkpointer.finish() is None
             filler = fill_disk(checkpoint_dir)
-            saved = checkpointer.save(ShardEngine(), 8)
+            saved = checkpointer.save(ShardEngine(), 8, ignore)
             assert saved.folder is None
             assert saved.problem is not None
             assert saved.problem.startswith(
@@ -77,7 +84,7 @@ def test_full_disk_costs_a_checkpoint_and_the_one_before_stays(
             )
             assert list_steps(checkpoint_dir) == [4]
             filler.unlink()
-            assert checkpointer.save(ShardEngine(), 12).problem is None
+            assert checkpointer.save(ShardEngine(), 12, ignore).problem is None
             assert checkpointer.finish() is None
             assert list_steps(checkpoint_dir)[0] == 12
             assert recover_checkpoint_dir(checkpoint_dir) == []
@@ -92,7 +99,7 @@ def test_disk_that_becomes_full_during_the_write_costs_a_checkpoint(
     try:
         with small_disk(tmp_path / "storage", 8 * SHARD_BYTES) as checkpoint_dir:
             checkpointer = make_checkpointer(checkpoint_dir)
-            checkpointer.save(ShardEngine(), 4)
+            checkpointer.save(ShardEngine(), 4, ignore)
             assert checkpointer.finish() is None
 
             def fill_and_commit(*inputs: Any) -> None:
@@ -100,7 +107,7 @@ def test_disk_that_becomes_full_during_the_write_costs_a_checkpoint(
                 commit_shards(*inputs)
 
             monkeypatch.setattr(checkpointer_module, "commit_shards", fill_and_commit)
-            assert checkpointer.save(ShardEngine(), 8).problem is None
+            assert checkpointer.save(ShardEngine(), 8, ignore).problem is None
             lost = checkpointer.finish()
             assert lost is not None
             assert lost.step == 8
@@ -125,9 +132,9 @@ def test_slow_storage_costs_the_checkpoints_that_would_wait_for_it(
     monkeypatch.setattr(checkpointer_module, "commit_shards", commit_slowly)
     monkeypatch.setattr(checkpointer_module, "WAIT_SECONDS", 0.1)
     checkpointer = make_checkpointer(checkpoint_dir)
-    assert checkpointer.save(ShardEngine(), 4).problem is None
+    assert checkpointer.save(ShardEngine(), 4, ignore).problem is None
     assert checkpointer.settle() is None
-    saved = checkpointer.save(ShardEngine(), 8)
+    saved = checkpointer.save(ShardEngine(), 8, ignore)
     assert saved.problem == f"no checkpoint at step 8: that of step 4 is still being written to {checkpoint_dir}"
     answers.set()
     assert checkpointer.finish() is None

@@ -28,8 +28,8 @@ def make_log(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., A
 
     def make(folder: Path, resume_step: int = 0) -> RunLog:
         plan = SimpleNamespace(num_steps=8, steps_per_epoch=4)
-        metrics_file, events_file = folder / "metrics.jsonl", folder / "events.jsonl"
-        spec = SimpleNamespace(metrics_file=metrics_file, events_file=events_file, plan=plan, lock=None)
+        names = {f"{name}_file": folder / f"{name}.jsonl" for name in ("metrics", "events", "checkpoints")}
+        spec = SimpleNamespace(**names, plan=plan, lock=None)
         meter = SimpleNamespace(record=lambda num_computed_tokens, seconds: {})
         return RunLog(spec, meter, ResumePoint(resume_step), is_writer=True)
 
