@@ -7,7 +7,7 @@ import pytest
 
 from tests.multinode import workloads
 from tests.multinode.documents import Document, find_document, render
-from tests.multinode.hosts import why_not
+from tests.multinode.network import why_not
 from tests.multinode.pods import Namespace, Pod
 
 

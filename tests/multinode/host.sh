@@ -41,4 +41,5 @@ for entry in "${entries[@]}"; do
     IFS='=' read -r source target mode <<< "$entry"
     bind "$source" "$root$target" "$mode"
 done
-exec "$(PATH="$PATH:/usr/sbin:/sbin" command -v chroot)" --userspec="$user" "$root" /bin/bash -c 'cd "$0" && exec "$@"' "$workdir" "$@"
+# Here, since a change of the user ends it: the first process ends with `unshare`, and that with the tests.
+exec "$(PATH="$PATH:/usr/sbin:/sbin" command -v chroot)" --userspec="$user" "$root" "$(command -v setpriv)" --pdeathsig KILL /bin/bash -c 'cd "$0" && exec "$@"' "$workdir" "$@"

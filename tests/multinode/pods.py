@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from tests.multinode.documents import CLUSTER, Document
-from tests.multinode.hosts import Host, Mount, Network
+from tests.multinode.hosts import Host, Mount
+from tests.multinode.network import Network
 
 # Where the Dockerfile puts the project, and its user and group.
 IMAGE_WORKDIR = "/home/ray/instruct-ray"
