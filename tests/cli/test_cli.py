@@ -16,7 +16,7 @@ import yaml
 from typer.models import CommandInfo
 
 from instruct_ray.cli import ray_session
-from instruct_ray.cli.main import INSPECT, REGISTRY, STAGES, app, main
+from instruct_ray.cli.main import CLUSTER, INSPECT, REGISTRY, STAGES, app, main
 from instruct_ray.config.schema import Config
 
 HEAVY_LIBRARIES = {"torch", "transformers", "ray", "deepspeed", "mlflow", "pyarrow"}
@@ -56,10 +56,11 @@ def test_help_lists_every_command_in_its_group() -> None:
     output, modules = run_and_list_modules("--help")
     assert not modules & HEAVY_LIBRARIES
     assert "\x1b" not in output
-    positions = [output.index(group) for group in (STAGES, INSPECT, REGISTRY)]
+    names = (STAGES, CLUSTER, INSPECT, REGISTRY)
+    positions = [output.index(group) for group in names]
     assert positions == sorted(positions)
-    groups = {STAGES: output[positions[0] : positions[1]], INSPECT: output[positions[1] : positions[2]]}
-    groups[REGISTRY] = output[positions[2] :]
+    ends = [*positions[1:], len(output)]
+    groups = {name: output[start:end] for name, start, end in zip(names, positions, ends, strict=True)}
     for command in app.registered_commands:
         assert re.search(rf"^│ {command_name(command)} ", groups[str(command.rich_help_panel)], re.MULTILINE)
 

@@ -47,11 +47,11 @@ def submit(dashboard: str, environment: dict[str, str], config_file: Path) -> Ru
     return run
 
 
-def list_job_ids(dashboard: str) -> list[str]:
+def list_job_ids(dashboard: str) -> set[str]:
     """The jobs that were submitted, without those that looked at the cluster before."""
     request = urllib.request.Request(f"{dashboard}/api/jobs/", headers={"Authorization": f"Bearer {TOKEN}"})
     with urllib.request.urlopen(request, timeout=10) as response:
-        return [job["submission_id"] for job in json.load(response) if "run" in job["metadata"]]
+        return {job["submission_id"] for job in json.load(response) if "run" in job["metadata"]}
 
 
 def test_pipeline_runs_all_stages_once_and_exits_as_the_gate_says(
@@ -145,7 +145,9 @@ def test_file_of_the_working_dir_is_found_on_the_cluster(
 def test_interrupted_command_says_that_the_job_goes_on(
     dashboard: str, environment: dict[str, str], config_file: Path
 ) -> None:
-    command = [*INSTRUCT_RAY, "submit", "prepare", "--config", str(config_file), "--address", dashboard]
+    # Stages that take longer than the interruption does.
+    arguments = ["pipeline", "--config", str(config_file), "--address", dashboard, "run.name=interrupted"]
+    command = [*INSTRUCT_RAY, "submit", *arguments]
     process = subprocess.Popen(
         command, env=environment, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
@@ -156,5 +158,5 @@ def test_interrupted_command_says_that_the_job_goes_on(
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 130
     assert "goes on without this command" in errors
-    assert f"ray job stop --address {dashboard} tiny-prepare-" in errors
+    assert f"ray job stop --address {dashboard} interrupted-pipeline-" in errors
     assert os.path.exists(config_file)
