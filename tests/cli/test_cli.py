@@ -56,7 +56,7 @@ def test_help_lists_every_command_in_its_group() -> None:
     output, modules = run_and_list_modules("--help")
     assert not modules & HEAVY_LIBRARIES
     assert "\x1b" not in output
-    names = (STAGES, CLUSTER, INSPECT, REGISTRY)
+    names = (STAGES, INSPECT, CLUSTER, REGISTRY)
     positions = [output.index(group) for group in names]
     assert positions == sorted(positions)
     ends = [*positions[1:], len(output)]
