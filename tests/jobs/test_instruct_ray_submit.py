@@ -149,8 +149,10 @@ def test_interrupted_command_says_that_the_job_goes_on(
     arguments = ["pipeline", "--config", str(config_file), "--address", dashboard, "run.name=interrupted"]
     command = [*INSTRUCT_RAY, "submit", *arguments]
     process = subprocess.Popen(
-        command, env=environment, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
+        command, env=environment, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        # Tests that run in the background of a shell inherit that it is ignored.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )  # fmt: skip
     assert process.stdout is not None
     while not (line := process.stdout.readline()).startswith("── ") and "Running entrypoint" not in line:
         assert process.poll() is None
