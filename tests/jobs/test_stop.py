@@ -35,7 +35,11 @@ def start_job(job: str, config: Config, folder: Path) -> subprocess.Popen[str]:
     path.write_text(yaml.safe_dump(config.model_dump(mode="json")))
     command = [sys.executable, "-m", f"jobs.{job}", "--config", str(path)]
     env = {**os.environ, "RAY_AUTH_MODE": "disabled"}
-    return subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    return subprocess.Popen(
+        command, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        # Tests that run in the background of a shell inherit that it is ignored.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )  # fmt: skip
 
 
 def run_job(job: str, config: Config, folder: Path) -> None:
