@@ -20,7 +20,7 @@ from transformers import DynamicCache
 from instruct_ray.inference.adapters import AdapterSwitch
 from instruct_ray.inference.prefix_cache import PrefixCache
 from instruct_ray.inference.prompt_batch import PromptBatch
-from instruct_ray.inference.running_batch import BatchRow
+from instruct_ray.inference.running_batch import BatchRow, end_rows_without_choice
 
 # Shape suffixes: B = rows, T = tokens of the longest row, H = heads, D = head dimension, V = tokens of the vocabulary
 
@@ -103,7 +103,9 @@ class ContinuousBatch:
 
     def _advance(self, running: _RunningRows, logits_BV: Tensor) -> _RunningRows | None:
         """Choose the next token of each row and pass it on; returns the rows that go on, None if there are none."""
-        token_ids = logits_BV.argmax(-1).tolist()
+        largest_B, ids_B = logits_BV.max(-1)
+        token_ids = ids_B.tolist()
+        end_rows_without_choice(running.rows, largest_B)
         for index, row in enumerate(running.rows):
             if row.needs_choice:
                 token_ids[index] = row.choose(logits_BV[index])

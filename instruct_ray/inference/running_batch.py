@@ -49,7 +49,9 @@ class BatchRow:
         """Choose its next token, which `pass_on` gets after that. A failure ends this row alone."""
         try:
             self._chosen = self._sampler.choose(logits_V)
-        except Exception as error:  # whatever fails, the other rows of the batch go on
+        except torch.AcceleratorError:
+            raise  # the GPU can't be used any more, by any row
+        except Exception as error:  # whatever else fails, the other rows of the batch go on
             logger.exception("a token can't be chosen")
             self.finish("error", f"{type(error).__name__}: {one_line(error, MAX_ERROR_CHARACTERS)}")
             return 0
@@ -77,6 +79,13 @@ class BatchRow:
             self.request.on_finish(reason)
 
 
+def end_rows_without_choice(rows: Sequence[BatchRow], largest_B: Tensor) -> None:
+    """End the rows whose largest logit is not finite: any token would do, and sampling one fails on a GPU for all."""
+    for row, is_finite in zip(rows, largest_B.isfinite().tolist(), strict=True):
+        if not is_finite:
+            row.finish("error", "the model's output is not finite, so no token can be chosen")
+
+
 class TokenChooser(LogitsProcessor):
     """Leaves each row only the token that is chosen for it; `generate` then takes the most likely one."""
 
@@ -85,6 +94,7 @@ class TokenChooser(LogitsProcessor):
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         """Set the logits of every other token to minus infinity, where a row needs a choice; (B, V) -> (B, V)."""
+        end_rows_without_choice(self._rows, scores.amax(-1))
         for index, row in enumerate(self._rows):
             if row.needs_choice:
                 token_id = row.choose(scores[index])

@@ -7,6 +7,7 @@ which requests choose.
 
 import logging
 import threading
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -62,16 +63,22 @@ class TransformersEngine:
             self._batch = StaticBatch(self._model, contract, self._rules, self._switch)
         self._queue: list[GenerationRequest] = []
         self._closing = False
-        # Guards the queue, whether it is closing, and the variants.
+        # Why the engine can compute nothing any more.
+        self._failure: str | None = None
+        # Guards the queue, whether it is closing or has failed, and the variants.
         self._changed = threading.Condition()
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
         self._thread.start()
 
     def submit(self, request: GenerationRequest) -> None:
-        """Queue a request without waiting for its completion."""
+        """Queue a request without waiting for its completion. It ends at once if the engine has failed."""
         with self._changed:
-            self._queue.append(request)
-            self._changed.notify_all()
+            failure = self._failure
+            if failure is None:
+                self._queue.append(request)
+                self._changed.notify_all()
+        if failure is not None:
+            _end_with_error(request, failure)
 
     def close(self) -> None:
         """Process the queued requests, then stop."""
@@ -124,7 +131,10 @@ class TransformersEngine:
                     batch.add(rows)
                 if batch.rows:
                     batch.step()
-            except Exception as error:  # any failure ends the requests that it concerns, never the engine
+            except torch.AcceleratorError as error:
+                self._fail(running, f"{type(error).__name__}: {one_line(error, MAX_ERROR_CHARACTERS)}")
+                return
+            except Exception as error:  # any other failure ends the requests that it concerns, never the engine
                 if isinstance(error, torch.OutOfMemoryError):
                     for variant in self._variants.copy().values():
                         variant.prefixes.clear()
@@ -133,6 +143,17 @@ class TransformersEngine:
                 for row in running:
                     if row not in going_on:
                         row.finish("error", f"{type(error).__name__}: {one_line(error, MAX_ERROR_CHARACTERS)}")
+
+    def _fail(self, running: Sequence[BatchRow], reason: str) -> None:
+        """End all requests: after an error of a GPU's kernel, such as a failed assertion, the process can't use it."""
+        logger.critical("the GPU failed, and with it this engine: %s", reason)
+        with self._changed:
+            self._failure, queued, self._queue = reason, self._queue, []
+            self._changed.notify_all()
+        for row in running:
+            row.finish("error", reason)
+        for request in queued:
+            _end_with_error(request, reason)
 
     def _make_variant(self, adapter: Adapter | None) -> ModelVariant:
         return ModelVariant(adapter, PrefixCache(self._prefix_cache_tokens))
@@ -164,13 +185,20 @@ class TransformersEngine:
             request.on_finish("cancelled")
             return None
         if variant is None:
-            request.error = f"the engine has no adapter {request.adapter}"
-            request.on_finish("error")
+            _end_with_error(request, f"the engine has no adapter {request.adapter}")
+            return None
+        # On a GPU an unknown token would end all requests, see `_fail`.
+        if not all(0 <= token_id < self.vocab_size for token_id in request.prompt_ids):
+            _end_with_error(request, f"the prompt has token ids that the model lacks; it has {self.vocab_size}")
             return None
         try:
             grammar = None if sampling.grammar is None else self._grammars.start(sampling.grammar)
         except ValueError as error:
-            request.error = one_line(error, MAX_ERROR_CHARACTERS)
-            request.on_finish("error")
+            _end_with_error(request, one_line(error, MAX_ERROR_CHARACTERS))
             return None
         return BatchRow(request, RowSampler(sampling, grammar, self._model.device), variant)
+
+
+def _end_with_error(request: GenerationRequest, reason: str) -> None:
+    request.error = reason
+    request.on_finish("error")

@@ -44,7 +44,9 @@ def configure_run(
 
     def configure(**sections: dict[str, Any]) -> Config:
         storage = tmp_path_factory.mktemp("runs")
-        shutil.copytree(RunFolder.from_config(prepared).path, storage / prepared.run.name)
+        # Another model makes another run.
+        if "model" not in sections:
+            shutil.copytree(RunFolder.from_config(prepared).path, storage / prepared.run.name)
         config = tiny.configure(storage, flex_base, triples_file, **sections)
         prepare(config, ray_is_running)
         return config

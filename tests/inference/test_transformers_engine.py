@@ -1,5 +1,6 @@
 """The transformers engine generates what a plain greedy loop generates, for any combination of requests in a batch."""
 
+import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -10,6 +11,7 @@ from transformers import AutoModelForCausalLM
 
 from instruct_ray.config.serving import ServingConfig
 from instruct_ray.data.rendering.derive_contract import derive_renderer
+from instruct_ray.inference.continuous_batch import ContinuousBatch
 from instruct_ray.inference.engine import (
     Completion,
     Engine,
@@ -88,3 +90,39 @@ def test_stop_token_ends_the_completion_and_is_excluded(
 def test_generate_all_takes_sampling_params_per_prompt(engine: Engine) -> None:
     completions = generate_all(engine, PROMPTS[:2], [SamplingParams(2), SamplingParams(5)])
     assert [len(completion.token_ids) for completion in completions] == [2, 5]
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_output_that_is_not_finite_is_an_error(base_folder: Path, tmp_path: Path, temperature: float) -> None:
+    folder = tmp_path / "model"
+    shutil.copytree(base_folder, folder)
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    with torch.no_grad():
+        model.model.norm.weight[0] = torch.nan
+    model.save_pretrained(folder)
+    engine = create_engine(folder, derive_renderer(folder, None).contract, ServingConfig())
+    try:
+        with pytest.raises(RuntimeError, match="the model's output is not finite"):
+            generate_all(engine, PROMPTS[:1], SamplingParams(2, temperature=temperature))
+        assert engine.is_alive
+    finally:
+        engine.close()
+
+
+def test_error_of_a_gpu_ends_all_requests_and_the_engine(base_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = create_engine(base_folder, derive_renderer(base_folder, None).contract, ServingConfig(max_batch_size=1))
+
+    # Only a GPU raises it.
+    def fail(batch: ContinuousBatch) -> None:
+        raise torch.AcceleratorError("CUDA error: device-side assert triggered")
+
+    monkeypatch.setattr(ContinuousBatch, "step", fail)
+    try:
+        # The first is being answered, the second is queued.
+        with pytest.raises(RuntimeError, match="failed on 2 of 2 prompts: AcceleratorError: CUDA error"):
+            generate_all(engine, PROMPTS[:2], SamplingParams(2))
+        with pytest.raises(RuntimeError, match="AcceleratorError: CUDA error"):
+            generate_all(engine, PROMPTS[:1], SamplingParams(2))
+        assert not engine.is_alive
+    finally:
+        engine.close()
