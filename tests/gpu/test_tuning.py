@@ -31,7 +31,7 @@ from tests.gpu.gpu_mark import NEEDS_GPU
 pytestmark = NEEDS_GPU
 STEPS = {"examples_per_step": 12, "epochs": 6, "checkpoint_every": 10, "learning_rate": 1e-2}
 ON_GPU = STEPS | {"use_gpu": True, "precision": "bf16"}
-LORA = {"r": 4, "target_modules": ["q_proj", "v_proj"]}
+LORA = {"rank": 4, "alpha": 8, "targets": ["q_proj", "v_proj"]}
 # Relative difference of a step's loss in bf16 from that in fp32 of a tiny model that learns fast.
 BF16_TOLERANCE = 0.05
 
