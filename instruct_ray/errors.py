@@ -2,6 +2,7 @@
 
 import signal
 import sys
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
@@ -46,7 +47,8 @@ def exit_codes() -> Iterator[None]:
     """Turn how the block ends into the exit code of the program.
 
     Bad input exits with 2 and one line on stderr, a failure with a known reason with 1 and one line, Ctrl-C with 130
-    and SIGTERM with 143. Any other exception passes through, and Python exits with 1 and a traceback.
+    and SIGTERM with 143. Any other exception exits with 1, a traceback and then one line: the end of a log is where
+    its reader looks for the reason.
     """
     exit_on_sigterm()
     try:
@@ -60,6 +62,10 @@ def exit_codes() -> Iterator[None]:
     except KeyboardInterrupt:
         print("stopped; rerun the same command to resume", file=sys.stderr, flush=True)
         sys.exit(EXIT_INTERRUPTED)
+    except Exception as error:  # also those that nobody has thought of
+        traceback.print_exc()
+        print(f"error: {type(error).__name__}: {last_line(error)}", file=sys.stderr, flush=True)
+        sys.exit(EXIT_FAILED)
 
 
 def exit_on_sigterm() -> None:

@@ -2,7 +2,6 @@
 
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -12,6 +11,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import psutil
+
+from tests.ports import find_free_ports
 
 
 class MlflowServer:
@@ -23,9 +24,7 @@ class MlflowServer:
     def __init__(
         self, folder: Path, options: Sequence[str] | None = None, environment: Mapping[str, str] | None = None
     ) -> None:
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            self._port = probe.getsockname()[1]
+        [self._port] = find_free_ports(1)
         self._folder = folder
         on_sqlite = ["--backend-store-uri", f"sqlite:///{folder}/server.db", "--artifacts-destination", f"{folder}/art"]
         self._options = on_sqlite if options is None else list(options)

@@ -3,8 +3,13 @@
 import socket
 
 
-def find_free_port() -> int:
-    """Find a TCP port of the loopback interface that is free now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+def find_free_ports(number: int) -> list[int]:
+    """Find TCP ports of the loopback interface that are free now, all different."""
+    probes = [socket.socket() for _ in range(number)]
+    try:
+        for probe in probes:
+            probe.bind(("127.0.0.1", 0))
+        return [int(probe.getsockname()[1]) for probe in probes]
+    finally:
+        for probe in probes:
+            probe.close()

@@ -3,13 +3,14 @@
 import os
 import pwd
 import shutil
-import socket
 import subprocess
 import tempfile
 from pathlib import Path
 
 import psycopg
 from psycopg import sql
+
+from tests.ports import find_free_ports
 
 SERVER_USER = "postgres"
 PROGRAMS = ("initdb", "pg_ctl")
@@ -43,9 +44,7 @@ class PostgresServer:
         self._user = SERVER_USER if os.getuid() == 0 else None
         if self._user:
             shutil.chown(self.folder, self._user)
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            self._port = probe.getsockname()[1]
+        [self._port] = find_free_ports(1)
 
     def create(self, *databases: str) -> None:
         """Create the server's files, start it and create the databases."""

@@ -1,7 +1,6 @@
 """A real S3 store, SeaweedFS, that a test can stop and start again."""
 
 import json
-import socket
 import subprocess
 import sys
 import time
@@ -11,6 +10,8 @@ from typing import Any
 import boto3
 from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
+
+from tests.ports import find_free_ports
 
 ACCESS_KEY, SECRET_KEY = "tests", "a secret of the tests"
 # What a client on this machine needs to find the keys.
@@ -28,8 +29,9 @@ class S3Server:
 
     def __init__(self, folder: Path, address: str = "127.0.0.1") -> None:
         self._folder, self._address = folder, address
-        self._ports = dict(zip(SERVICES, find_free_ports(len(SERVICES)), strict=True))
-        self._grpc_ports = dict(zip(SERVICES, find_free_ports(len(SERVICES)), strict=True))
+        ports = find_free_ports(2 * len(SERVICES))
+        self._ports = dict(zip(SERVICES, ports[::2], strict=True))
+        self._grpc_ports = dict(zip(SERVICES, ports[1::2], strict=True))
         self._has_started = False
         self._process: subprocess.Popen[bytes] | None = None
         self.uri = f"http://{address}:{self._ports['s3']}"
@@ -85,15 +87,3 @@ class S3Server:
             return False
         self._has_started = True
         return True
-
-
-def find_free_ports(number: int) -> list[int]:
-    """Find free ports of this machine, all different."""
-    probes = [socket.socket() for _ in range(number)]
-    try:
-        for probe in probes:
-            probe.bind(("127.0.0.1", 0))
-        return [probe.getsockname()[1] for probe in probes]
-    finally:
-        for probe in probes:
-            probe.close()

@@ -26,9 +26,13 @@ def test_input_errors_and_ctrl_c_print_one_line(
     assert capsys.readouterr().err.startswith(message)
 
 
-def test_other_errors_keep_their_traceback() -> None:
-    with pytest.raises(ValueError, match="a bug"), exit_codes():
-        raise ValueError("a bug")
+def test_other_errors_have_a_traceback_and_end_with_the_reason(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as exit_info, exit_codes():
+        raise ValueError("the shapes differ:\nof one row")
+    assert exit_info.value.code == 1
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[0] == "Traceback (most recent call last):"
+    assert lines[-1] == "error: ValueError: of one row"
 
 
 def test_sigterm_raises_system_exit() -> None:

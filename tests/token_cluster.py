@@ -16,7 +16,7 @@ from pathlib import Path
 import psutil
 import ray
 
-from tests.ports import find_free_port
+from tests.ports import find_free_ports
 
 BIN = Path(sys.executable).parent
 TOKEN = "a-token-for-tests-only-0123456789"
@@ -45,11 +45,11 @@ def token_cluster(num_cpus: int = 4) -> Iterator[TokenCluster]:
     """Start a head node."""
     # Ray puts Unix sockets there, whose paths must be short.
     folder = tempfile.mkdtemp(prefix="ray-", dir="/tmp")
-    port, gcs_port = find_free_port(), find_free_port()
+    port, gcs_port, agent_port = find_free_ports(3)
     command = [BIN / "ray", "start", "--head", "--block", f"--num-cpus={num_cpus}", f"--temp-dir={folder}"]
     command += [f"--port={gcs_port}", f"--dashboard-port={port}", "--dashboard-host=127.0.0.1"]
     # The default port may be taken by another cluster on this machine, such as that of other tests.
-    command += [f"--dashboard-agent-listen-port={find_free_port()}", f"--labels={LABELS}"]
+    command += [f"--dashboard-agent-listen-port={agent_port}", f"--labels={LABELS}"]
     head = subprocess.Popen(
         command, env=user_environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
     )  # fmt: skip

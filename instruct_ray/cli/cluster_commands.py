@@ -46,10 +46,14 @@ def runs(
         list[Path] | None, typer.Option(help="Folder of runs, run.storage; may be repeated.", show_default=False)
     ] = None,
     address: Address = None,
+    endpoints: Annotated[
+        list[str] | None,
+        typer.Option("--endpoint", help="Endpoint, http://HOST:PORT/v1; may be repeated. A cluster knows its own."),
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON, of folders that this machine sees.")] = False,
 ) -> None:
     """List runs: stage, progress, verdict, version and endpoint; of a folder, or of a cluster and its jobs."""
     from instruct_ray.cli.runs import run_runs  # noqa: PLC0415
 
     with exit_codes():
-        run_runs(storage or (), address, as_json=as_json)
+        run_runs(storage or (), address, endpoints or (), as_json=as_json)

@@ -1,6 +1,7 @@
 """The `instruct-ray` command: a subcommand for each stage, to inspect a run, and to move the registry alias."""
 
 import json
+import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -14,6 +15,7 @@ from instruct_ray.cli.cluster_commands import runs, submit
 from instruct_ray.config.load import load_config
 from instruct_ray.config.schema import Config
 from instruct_ray.errors import exit_codes
+from instruct_ray.run.log_records import RUN_VARIABLE
 
 STAGES, CLUSTER, INSPECT, REGISTRY = "Stages, in order", "On a cluster", "Inspect", "Registry"
 DEFAULT_PREVIEW_ROWS = 5
@@ -244,6 +246,7 @@ def _run(stage: Callable[[Config], None], config_file: Path, overrides: Sequence
     ray_session.silence_libraries()
     with exit_codes():
         config = load_config(config_file, overrides or ())
+        os.environ[RUN_VARIABLE] = config.run.name
         try:
             stage(config)
         finally:

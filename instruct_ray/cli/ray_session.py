@@ -4,14 +4,18 @@ import logging
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 from instruct_ray.config.train import TrainConfig
 from instruct_ray.errors import RunFailedError, exit_on_sigterm
+from instruct_ray.run.log_records import RUN_VARIABLE, WORKER_HOOK, name_run
 
 # With fewer CPUs than training workers and data tasks need together, Ray Data would never get one.
 MIN_LOCAL_CPUS = 4
 # CPUs for Ray Data and validation, in addition to those of the training workers.
 EXTRA_CPUS = 2
+# Ray's variable for structured logs: JSON or TEXT.
+LOG_VARIABLE = "RAY_LOGGING_CONFIG_ENCODING"
 # From the message of the error that Ray raises then.
 NODE_TIMED_OUT = "node timed out during startup"
 
@@ -42,7 +46,7 @@ def init_ray(min_cpus: int = MIN_LOCAL_CPUS) -> None:
         logging.getLogger(name).setLevel(logging.ERROR)
     if ray.is_initialized():
         return
-    options = {"log_to_driver": False, "logging_level": logging.ERROR}
+    options = {"log_to_driver": False, "logging_level": logging.ERROR, **_log_options()}
     if names_cluster():
         # For the Train tab of the cluster's dashboard. A local cluster is started without a dashboard.
         os.environ.setdefault("RAY_TRAIN_ENABLE_STATE_TRACKING", "1")
@@ -54,6 +58,25 @@ def init_ray(min_cpus: int = MIN_LOCAL_CPUS) -> None:
             ray.init(num_cpus=max(min_cpus, os.cpu_count() or 1), include_dashboard=False, **options)
     ray.data.DataContext.get_current().enable_progress_bars = False
     exit_on_sigterm()
+
+
+def _log_options() -> dict[str, Any]:
+    """Options of `ray.init` for the log records of the driver and all workers; none without Ray's LOG_VARIABLE."""
+    import ray  # noqa: PLC0415  (see init_ray)
+
+    encoding = os.environ.get(LOG_VARIABLE)
+    if encoding is None:
+        return {}
+    # By its variable alone Ray would also log all that libraries say about their work.
+    config = ray.LoggingConfig(encoding, log_level="WARNING", additional_log_standard_attrs=["name"])
+    if RUN_VARIABLE not in os.environ:
+        return {"logging_config": config}
+    name_run()
+    variables = {RUN_VARIABLE: os.environ[RUN_VARIABLE]}
+    return {
+        "logging_config": config,
+        "runtime_env": {"env_vars": variables, "worker_process_setup_hook": WORKER_HOOK},
+    }
 
 
 @contextmanager

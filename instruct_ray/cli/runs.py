@@ -1,5 +1,6 @@
 """`instruct-ray runs`: the runs of a storage or of a cluster, one line each."""
 
+import sys
 from collections.abc import Mapping, Sequence
 from datetime import timedelta
 from pathlib import Path
@@ -9,6 +10,7 @@ from instruct_ray.console import StatusLine
 from instruct_ray.errors import InputError
 from instruct_ray.run.summary import RUNS, RunSummary, list_runs
 from instruct_ray.submission.access import open_access
+from instruct_ray.submission.run_versions import add_aliases, add_endpoints
 
 if TYPE_CHECKING:
     from instruct_ray.submission.remote_runs import RunJob
@@ -17,7 +19,7 @@ COLUMNS = ("run", "stage", "step", "left", "verdict", "version", "job or process
 NOTHING = "–"
 
 
-def run_runs(storages: Sequence[Path], address: str | None, *, as_json: bool) -> None:
+def run_runs(storages: Sequence[Path], address: str | None, endpoints: Sequence[str], *, as_json: bool) -> None:
     """List the runs: of folders that this machine sees, or with `address` of those that the cluster sees.
 
     Raises:
@@ -27,11 +29,12 @@ def run_runs(storages: Sequence[Path], address: str | None, *, as_json: bool) ->
     if address is None and storages:
         # A cluster may remember jobs whose storage is gone.
         present = [storage for storage in storages if storage.is_dir() or not as_json]
-        runs = [run for storage in present for run in _list_local(storage)]
+        runs = add_aliases([run for storage in present for run in _list_local(storage)], _warn)
+        runs = add_endpoints(runs, endpoints, _warn)
         if as_json:
             print(RUNS.dump_json(runs).decode())
         else:
-            print_runs(runs, {}, {})
+            print_runs(runs, {})
         return
     access = open_access(address, allow_open=True)
     with StatusLine("runs") as status:
@@ -44,9 +47,12 @@ def run_runs(storages: Sequence[Path], address: str | None, *, as_json: bool) ->
         wanted = [str(storage) for storage in storages] or sorted({storage for storage, _ in jobs})
         if not wanted:
             raise InputError(f"{server.address} knows no job of `instruct-ray submit`; give --storage PATH")
-        runs = fetch_runs(server, wanted)
-        endpoints = server.endpoints()
-    print_runs(runs, jobs, endpoints)
+        runs = fetch_runs(server, wanted, [*server.endpoints(), *endpoints], _warn)
+    print_runs(runs, jobs)
+
+
+def _warn(message: str) -> None:
+    print(f"warning: {message}", file=sys.stderr, flush=True)
 
 
 def _list_local(storage: Path) -> list[RunSummary]:
@@ -55,12 +61,10 @@ def _list_local(storage: Path) -> list[RunSummary]:
     return list_runs(storage.absolute())
 
 
-def print_runs(
-    runs: Sequence[RunSummary], jobs: "Mapping[tuple[str, str], RunJob]", endpoints: Mapping[str, str]
-) -> None:
-    """Print a table. `jobs` are by storage and run, `endpoints` the URLs by the name of the registered model."""
+def print_runs(runs: Sequence[RunSummary], jobs: "Mapping[tuple[str, str], RunJob]") -> None:
+    """Print a table. `jobs` are by storage and run."""
     listed = {(run.storage, run.name) for run in runs}
-    rows = [_format_run(run, jobs.get((run.storage, run.name)), endpoints) for run in runs]
+    rows = [_format_run(run, jobs.get((run.storage, run.name))) for run in runs]
     # A job that waits, or failed before it wrote anything.
     rows += [
         (name, job.stage, *[NOTHING] * 4, _format_job(job), NOTHING)
@@ -75,19 +79,18 @@ def print_runs(
         print("  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)).rstrip())
 
 
-def _format_run(run: RunSummary, job: "RunJob | None", endpoints: Mapping[str, str]) -> tuple[str, ...]:
+def _format_run(run: RunSummary, job: "RunJob | None") -> tuple[str, ...]:
     is_active = job is not None and job.status in ("PENDING", "RUNNING")
     process = _format_job(job) if job is not None and (is_active or run.owner is None) else run.owner
-    model = run.version.partition("/")[0] if run.version else ""
     return (
         run.name,
         run.stage,
         _format_steps(run),
         NOTHING if run.seconds_left is None else str(timedelta(seconds=round(run.seconds_left))),
         run.verdict or NOTHING,
-        run.version or NOTHING,
+        " ".join([run.version, *(f"@{alias}" for alias in run.aliases)]) if run.version else NOTHING,
         process or NOTHING,
-        endpoints.get(model, NOTHING),
+        run.endpoint or NOTHING,
     )
 
 

@@ -15,6 +15,7 @@ from instruct_ray.errors import InputError
 from instruct_ray.files import atomic_write_json
 from instruct_ray.run.folder import RunFolder
 
+FROZEN_FILE = "config.json"
 # Keys that may change when a run is resumed: how the run is executed, and the paths of its sources. Sources are
 # identified by their content.
 RESUME_SAFE_KEYS = frozenset(
@@ -89,8 +90,16 @@ def read_frozen_section(config: Config, section: str) -> dict[str, Any] | None:
     return _read_frozen(config).get(section)
 
 
+def read_registry_uri(folder: Path) -> str | None:
+    """The `registry.uri` that a run was registered with; None if it was not registered, or had none."""
+    path = folder / FROZEN_FILE
+    values: dict[str, Any] = json.loads(path.read_text()) if path.is_file() else {}
+    uri: str | None = values.get("registry", {}).get("uri")
+    return uri
+
+
 def _frozen_file(config: Config) -> Path:
-    return RunFolder.from_config(config).path / "config.json"
+    return RunFolder.from_config(config).path / FROZEN_FILE
 
 
 def _read_frozen(config: Config) -> dict[str, Any]:

@@ -38,6 +38,10 @@ class RunSummary(BaseModel):
     """Of the evidence."""
     version: str | None = None
     """NAME/NUMBER in the registry."""
+    aliases: list[str] = []
+    """Of the version. The files of a run don't say, the registry does."""
+    endpoint: str | None = None
+    """The URL of an endpoint that serves the version. Endpoints say, not the files of a run."""
     changed_at: float = 0.0
     """When the run last changed, in seconds since 1970."""
 

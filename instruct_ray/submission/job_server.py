@@ -27,6 +27,8 @@ POLL_SECONDS = 0.2
 MAX_ERROR_CHARACTERS = 300
 # Of the metadata of jobs that commands run to look at the cluster. They are kept for so long.
 HELPER_KEY, HELPER_SECONDS = "helper", 10.0
+# Hosts that Serve listens on, which are no address to ask.
+ALL_INTERFACES = ("0.0.0.0", "::", "")
 ENDED = (JobStatus.SUCCEEDED, JobStatus.FAILED, JobStatus.STOPPED)
 
 logger = logging.getLogger(__name__)
@@ -103,20 +105,11 @@ class JobServer:
         with self._errors():
             return str(self._client.get_job_logs(job_id))
 
-    def endpoints(self) -> dict[str, str]:
-        """The URLs of the applications that Ray Serve runs on the cluster, by name."""
+    def endpoints(self) -> list[str]:
+        """The URLs of the applications that Ray Serve runs on the cluster, as its nodes reach them."""
         with self._errors():
             response = self._client._do_request("GET", "/api/serve/applications/")
-        if response.status_code != requests.codes.ok:
-            return {}
-        details = response.json()
-        # Every proxy takes requests for every application.
-        host = next((proxy["node_ip"] for proxy in details["proxies"].values()), None)
-        return {
-            name: f"http://{host}:{details['http_options']['port']}{application['route_prefix'].rstrip('/')}/v1"
-            for name, application in details["applications"].items()
-            if application["status"] == "RUNNING" and application["route_prefix"]
-        }
+        return find_endpoints(response.json()) if response.status_code == requests.codes.ok else []
 
     def run_helper(
         self, name: str, command: str, runtime_env: Mapping[str, Any], seconds: float
@@ -190,6 +183,23 @@ class JobServer:
             # The server's own traceback is in the text.
             lines = str(error).strip().removesuffix(".").strip().splitlines()
             raise UnavailableError(f"{self.address}: {lines[-1][:MAX_ERROR_CHARACTERS]}") from None
+
+
+def find_endpoints(details: Mapping[str, Any]) -> list[str]:
+    """The URLs in what Serve says about itself (Ray's `ServeInstanceDetails`)."""
+    # Every proxy takes requests for every application.
+    addresses = [proxy["node_ip"] for proxy in details["proxies"].values() if proxy["status"] == "HEALTHY"]
+    host = details["http_options"]["host"]
+    if host in ALL_INTERFACES:
+        if not addresses:
+            return []
+        host = addresses[0]
+    base = f"http://{f'[{host}]' if ':' in host else host}:{details['http_options']['port']}"
+    return [
+        f"{base}{application['route_prefix'].rstrip('/')}/v1"
+        for application in details["applications"].values()
+        if application["status"] == "RUNNING" and application["route_prefix"]
+    ]
 
 
 async def _skip(texts: AsyncIterator[str], num_characters: int) -> AsyncIterator[str]:

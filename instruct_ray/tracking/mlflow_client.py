@@ -18,8 +18,13 @@ EXPERIMENT_TAGS = {"mlflow.experimentKind": "custom_model_development"}
 
 def tracking_uri(config: Config) -> str:
     """Return the MLflow URI for runs and versions: `registry.uri`, or a SQLite file in `run.storage`."""
+    return config.registry.uri or local_registry_uri(config.run.storage)
+
+
+def local_registry_uri(storage: Path) -> str:
+    """The URI of the SQLite file in a storage of runs."""
     # Quoted: the folder's name may contain % or ?, which mean something in a URI.
-    return config.registry.uri or f"sqlite:///{quote(str(_local_database(config)))}"
+    return f"sqlite:///{quote(str(local_database(storage)))}"
 
 
 def require_registry_uri(config: Config) -> str:
@@ -28,13 +33,14 @@ def require_registry_uri(config: Config) -> str:
     Raises:
         InputError: nothing has been registered in `run.storage` yet.
     """
-    if config.registry.uri is None and not _local_database(config).is_file():
+    if config.registry.uri is None and not local_database(config.run.storage).is_file():
         raise InputError(f"nothing is registered under {config.run.storage}; run `instruct-ray register` first")
     return tracking_uri(config)
 
 
-def _local_database(config: Config) -> Path:
-    return config.run.storage / "mlflow.db"
+def local_database(storage: Path) -> Path:
+    """The SQLite file that runs of a storage are registered in, if their config names no server."""
+    return storage / "mlflow.db"
 
 
 def local_artifacts(config: Config) -> str:

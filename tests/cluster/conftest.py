@@ -14,16 +14,23 @@ CRDS = ROOT.parent / "shared" / "data" / "kuberay-crds"
 
 
 @pytest.fixture(scope="session")
-def validate_ray_resource() -> Callable[[Document], list[str]]:
-    """Validates a Ray resource against its resource definition, without the CEL rules; returns the errors."""
+def ray_schemas() -> dict[str, dict[str, Any]]:
+    """The OpenAPI schema of each kind of KubeRay's resources."""
     if not CRDS.is_dir():
         pytest.skip(f"no KubeRay resource definitions in {CRDS}")
-    validators = {}
+    schemas = {}
     for path in CRDS.glob("*.yaml.gz"):
         definition = yaml.load(gzip.decompress(path.read_bytes()), yaml.CSafeLoader)["spec"]
         [version] = [version for version in definition["versions"] if version["name"] == "v1"]
-        # OpenAPI 3.0 is based on draft 4.
-        validators[definition["names"]["kind"]] = Draft4Validator(make_strict(version["schema"]["openAPIV3Schema"]))
+        schemas[definition["names"]["kind"]] = version["schema"]["openAPIV3Schema"]
+    return schemas
+
+
+@pytest.fixture(scope="session")
+def validate_ray_resource(ray_schemas: dict[str, dict[str, Any]]) -> Callable[[Document], list[str]]:
+    """Validates a Ray resource against its resource definition, without the CEL rules; returns the errors."""
+    # OpenAPI 3.0 is based on draft 4.
+    validators = {kind: Draft4Validator(make_strict(schema)) for kind, schema in ray_schemas.items()}
 
     def validate(document: Document) -> list[str]:
         errors = validators[document["kind"]].iter_errors(document)

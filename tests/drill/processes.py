@@ -16,6 +16,7 @@ from instruct_ray.config.schema import Config
 from instruct_ray.run.folder import RunFolder
 from instruct_ray.tracking.mlflow_client import tracking_uri
 from tests.drill.harness import CaseResult, DrillHarness
+from tests.ports import find_free_ports
 
 BIN = Path(sys.executable).parent
 ROOT = Path(__file__).parents[2]
@@ -69,9 +70,7 @@ def rerun(harness: DrillHarness, config: Config, **environment: str) -> None:
 
 def start_head() -> tuple[psutil.Process, dict[str, str]]:
     """Start a head node; returns its process and the environment to connect to it."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = int(probe.getsockname()[1])
+    [port] = find_free_ports(1)
     command = [BIN / "ray", "start", "--head", "--block", "--num-cpus=4", f"--port={port}"]
     command += ["--include-dashboard=false", f"--temp-dir={os.environ['RAY_TMPDIR']}/head-{port}"]
     quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}

@@ -8,6 +8,7 @@ import pytest
 from langchain_openai import ChatOpenAI
 from prometheus_client.parser import text_string_to_metric_families
 
+from instruct_ray.cli.runs import run_runs
 from instruct_ray.config.schema import Config
 from instruct_ray.data.rendering.renderer import load_renderer
 from instruct_ray.inference.engine import SamplingParams, generate_all
@@ -112,6 +113,25 @@ def test_models_and_health_routes_name_the_versions(endpoint: openai.OpenAI) -> 
     assert health == {
         "status": "ok", "model": "tiny", "version": "1", "not_followed": None, "not_served": {"tiny@previous": reason}
     }  # fmt: skip
+
+
+def test_list_of_runs_shows_aliases_and_the_endpoint(
+    endpoint: openai.OpenAI, endpoint_config: Config, capsys: pytest.CaptureFixture[str]
+) -> None:
+    storages = [endpoint_config.run.storage]
+    # One that nobody serves is said, and costs the others nothing.
+    run_runs(storages, None, [URL, "http://127.0.0.1:9/v1"], as_json=False)
+    output = capsys.readouterr()
+    [line] = [line for line in output.out.splitlines() if line.startswith("tiny ")]
+    assert line.endswith(f"  {URL}")
+    assert "tiny/1 @champion" in line
+    assert output.err.startswith("warning: the endpoint http://127.0.0.1:9/v1 can't be reached")
+    # The other routes of the same server are no endpoint.
+    run_runs(storages, None, [f"{URL}/models"], as_json=True)
+    output = capsys.readouterr()
+    [run] = json.loads(output.out)
+    assert (run["version"], run["aliases"], run["endpoint"]) == ("tiny/1", ["champion"], None)
+    assert "does not say which version it serves (HTTP status 401)" in output.err
 
 
 def test_playground_shows_answers_and_saves_the_better_one(endpoint: openai.OpenAI, endpoint_config: Config) -> None:

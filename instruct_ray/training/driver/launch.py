@@ -58,5 +58,6 @@ def run_ray_train(
         with ray_train_timeouts(train):
             outcome: TrainOutcome = trainer.fit().return_value
     except TrainingFailedError as error:
-        raise RuntimeError(f"training failed: {format_failure(error)}") from error
+        # Its text has the tracebacks of the workers; the driver's own says nothing.
+        raise RuntimeError(f"training failed: {format_failure(error)}") from None
     return outcome

@@ -7,12 +7,11 @@ from typing import Any
 
 from ray.train import UserCallback
 
-from instruct_ray.errors import one_line
 from instruct_ray.run.events import event_record
 from instruct_ray.run.line_writer import LineWriter
 from instruct_ray.run.lock import LockTicket
+from instruct_ray.training.driver.failures import describe_cause
 
-MAX_CHARACTERS = 300
 # Seconds that the other workers get to leave their process group. They can't leave it while a worker hangs, so Ray's
 # default of 30 would only be lost. The controller reads the variable, and Ray does not pass it there from the driver.
 PG_SHUTDOWN_TIMEOUT = ("TORCH_PROCESS_GROUP_SHUTDOWN_TIMEOUT_S", "5")
@@ -27,14 +26,8 @@ class WorkerFailureCallback(UserCallback):
         self._events: LineWriter | None = None
 
     def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
-        """Log the failure. A worker that died is taken as the cause: the others failed because it left a collective."""
+        """Log the failure."""
         os.environ.setdefault(*PG_SHUTDOWN_TIMEOUT)
-        rank, error = min(worker_exceptions.items(), key=lambda item: (not _has_died(item[1]), item[0]))
-        text = one_line(vars(error).get("health_check_failure", error), MAX_CHARACTERS)
         if self._events is None:
             self._events = LineWriter(self._events_file, Path(tempfile.gettempdir()), self._lock)
-        self._events.append(event_record(f"worker {rank} failed: {text}"))
-
-
-def _has_died(error: Exception) -> bool:
-    return "health_check_failure" in vars(error)
+        self._events.append(event_record(describe_cause(worker_exceptions)))

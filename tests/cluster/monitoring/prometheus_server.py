@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from tests.mlflow_server import responds
-from tests.ports import find_free_port
+from tests.ports import find_free_ports
 
 MONITORING = Path(__file__).parents[3] / "cluster" / "monitoring"
 needs_prometheus = pytest.mark.skipif(
@@ -78,7 +78,7 @@ def run_prometheus(folder: Path, dashboard: str, token: str) -> Iterator[Prometh
     text = file.read_text().replace("127.0.0.1:8265", dashboard)
     # Not after each 15 seconds: the test is short.
     file.write_text(text.replace("interval: 15s", "interval: 1s").replace("interval: 30s", "interval: 1s"))
-    port = find_free_port()
+    [port] = find_free_ports(1)
     command = ["prometheus", f"--config.file={file}", f"--web.listen-address=127.0.0.1:{port}"]
     command += [f"--storage.tsdb.path={folder / 'data'}"]
     with (folder / "prometheus.log").open("wb") as log:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import psutil
 
-from tests.ports import find_free_port
+from tests.ports import find_free_ports
 
 ROOT = Path(__file__).parents[3]
 BIN = Path(sys.executable).parent
@@ -28,8 +28,9 @@ class RayNodes:
         self._folder = Path(tempfile.mkdtemp(prefix="ray-", dir="/tmp"))
         self._log_dir = log_dir
         self._nodes: list[subprocess.Popen[bytes]] = []
-        self._address = f"127.0.0.1:{find_free_port()}"
-        self.dashboard = f"127.0.0.1:{find_free_port()}"
+        port, dashboard_port = find_free_ports(2)
+        self._address = f"127.0.0.1:{port}"
+        self.dashboard = f"127.0.0.1:{dashboard_port}"
         inherited = {key: value for key, value in os.environ.items() if not key.startswith("RAY_")}
         self.environment = inherited | {
             "RAY_AUTH_MODE": "token",
@@ -76,13 +77,14 @@ class RayNodes:
         except OSError:
             return 0
 
-    def run(self, *arguments: str | Path) -> None:
-        """Run a module of Python as a driver on the cluster."""
+    def run(self, *arguments: str | Path) -> str:
+        """Run a module of Python as a driver on the cluster; returns its standard output."""
         command = [sys.executable, "-m", *arguments]
         result = subprocess.run(
             command, env=self.environment, cwd=self._log_dir, capture_output=True, text=True, timeout=300, check=False
         )
         assert result.returncode == 0, result.stdout + result.stderr
+        return result.stdout
 
     def kill_a_training_worker(self) -> None:
         """Kill a worker of Ray Train with SIGKILL."""
@@ -94,7 +96,8 @@ class RayNodes:
         # An address of its own: Ray Train tells nodes apart by it.
         command = [BIN / "ray", "start", "--block", f"--node-ip-address=127.0.0.{len(self._nodes) + 1}", *options]
         # The default port may be taken by another node on this machine.
-        command += [f"--dashboard-agent-listen-port={find_free_port()}", "--object-store-memory=100000000"]
+        [agent_port] = find_free_ports(1)
+        command += [f"--dashboard-agent-listen-port={agent_port}", "--object-store-memory=100000000"]
         if "--head" in options:
             command += [f"--temp-dir={self._folder}", "--dashboard-host=127.0.0.1"]
         with (self._log_dir / f"node-{len(self._nodes)}.log").open("ab") as log:

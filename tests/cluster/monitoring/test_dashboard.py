@@ -22,7 +22,7 @@ from instruct_ray.tracking.tracked_run import load_tracking_record
 from tests import tiny
 from tests.cluster.monitoring.prometheus_server import MONITORING, PrometheusServer, needs_prometheus, run_prometheus
 from tests.cluster.monitoring.ray_nodes import TOKEN, RayNodes
-from tests.ports import find_free_port
+from tests.ports import find_free_ports
 
 pytestmark = [pytest.mark.servers, needs_prometheus, pytest.mark.timeout(900)]
 
@@ -57,7 +57,8 @@ def monitored(tmp_path_factory: pytest.TempPathFactory, base_folder: Path, tripl
     """A run that is tuned, with a worker killed on the way, registered and served while Prometheus scrapes."""
     folder = tmp_path_factory.mktemp("monitored")
     # One request at a time, and one that waits.
-    serving = {"port": find_free_port(), "max_new_tokens": 100, "max_batch_size": 1, "max_queued_requests": 1}
+    [port] = find_free_ports(1)
+    serving = {"port": port, "max_new_tokens": 100, "max_batch_size": 1, "max_queued_requests": 1}
     config = tiny.configure(folder / "runs", base_folder, triples_file, train=TRAIN, serving=serving)
     file = folder / "config.yaml"
     file.write_text(yaml.safe_dump(config.model_dump(mode="json")))
@@ -84,7 +85,7 @@ def monitored(tmp_path_factory: pytest.TempPathFactory, base_folder: Path, tripl
         nodes.stop()
 
 
-def wait_for_checkpoint(folder: RunFolder, tuned: "Future[None]") -> None:
+def wait_for_checkpoint(folder: RunFolder, tuned: "Future[str]") -> None:
     """Wait until there are steps after the first checkpoint, which are lost if a worker is killed now."""
     while not (folder.checkpoints_file.exists() and len(folder.metrics_file.read_text().splitlines()) > 60):
         assert not tuned.done(), tuned.result()
@@ -175,6 +176,16 @@ def test_endpoint_is_counted_as_by_itself(monitored: Monitored) -> None:
         assert own == by_ray > 0, name
     [version] = monitored.prometheus.query("ray_instruct_ray_served_version")
     assert version["metric"].items() >= {"model": "tiny", "version": "1", "application": "tiny"}.items()
+
+
+def test_list_of_runs_shows_the_endpoint_of_the_cluster(monitored: Monitored) -> None:
+    listed = monitored.nodes.run(
+        "instruct_ray", "runs", "--address", f"http://{monitored.nodes.dashboard}", "--storage",
+        monitored.config.run.storage,
+    )  # fmt: skip
+    [line] = [line for line in listed.splitlines() if line.startswith("tiny ")]
+    assert "tiny/1 @champion" in line
+    assert line.endswith(f"  {monitored.url}/v1")
 
 
 def test_every_node_is_scraped_and_only_their_list_needs_the_token(monitored: Monitored) -> None:

@@ -31,7 +31,15 @@ DEAD_WORKER = WorkerHealthCheckFailedError("Worker 1 is dead.", RayActorError(er
 def test_out_of_memory_adds_a_hint(failure: Exception, is_out_of_memory: bool) -> None:
     message = format_failure(WorkerGroupError("message of Ray", {0: RuntimeError("collective"), 1: failure}))
     assert "message of Ray" in message
-    assert message.startswith(OOM_HINT) == is_out_of_memory
+    assert (message.splitlines()[-1] == OOM_HINT) == is_out_of_memory
+
+
+def test_last_line_is_the_error_of_the_worker_that_failed_first() -> None:
+    """The others fail in a collective, when it has left."""
+    closed = RuntimeError("[/pytorch/third_party/gloo/gloo/transport/tcp/pair.cc:547] Connection closed by peer")
+    failures = {0: torch.distributed.DistBackendError("NCCL"), 1: closed, 2: ValueError("row 3:\nbad"), 3: closed}
+    message = format_failure(WorkerGroupError("tracebacks,\nthat of worker 3 last", failures))
+    assert message.splitlines()[-1] == "worker 2 failed: row 3: bad"
 
 
 def test_error_outside_the_workers_keeps_its_text() -> None:
