@@ -57,12 +57,12 @@ test-servers: $(READY)  ## the registry on MLflow with PostgreSQL and an S3 stor
 	@$(RUN) -m pytest -m servers tests/registry tests/cluster
 
 test-multinode: $(READY)  ## Ray clusters of several hosts, made of network namespaces, from the manifests of cluster/; needs root; minutes
-	@$(RUN) -m pytest -m multinode tests/multinode
+	@$(RUN) -m pytest -m "multinode and not slow" tests/multinode
 
 test-faults: $(READY)  ## break runs on purpose: kills, full disks, corruption, stops; a quarter of an hour
 	@$(RUN) -m pytest -m faults
 
-test-slow: $(READY)  ## more faults, every ZeRO stage and number of workers, memory, compiling; hours
+test-slow: $(READY)  ## more faults, also on several hosts, every ZeRO stage and number of workers, memory, compiling; hours
 	@$(RUN) -m pytest -m slow
 
 drill: $(READY)  ## run the fault-injection suite and print what each fault cost; DRILL="F1 F9" for some

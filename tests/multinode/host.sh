@@ -32,14 +32,15 @@ bind() {
     mount --bind "$1" "$2"
     if [ "$3" = ro ]; then mount -o remount,bind,ro "$2"; fi
 }
-IFS=: read -ra entries <<< "$paths"
-for path in "${entries[@]}"; do
-    bind "$path" "$root$path" ro
-done
 IFS=: read -ra entries <<< "$mounts"
 for entry in "${entries[@]}"; do
     IFS='=' read -r source target mode <<< "$entry"
     bind "$source" "$root$target" "$mode"
+done
+# Last, since a volume may be mounted at /tmp, and the project may be a clone below it.
+IFS=: read -ra entries <<< "$paths"
+for path in "${entries[@]}"; do
+    bind "$path" "$root$path" ro
 done
 # Here, since a change of the user ends it: the first process ends with `unshare`, and that with the tests.
 exec "$(PATH="$PATH:/usr/sbin:/sbin" command -v chroot)" --userspec="$user" "$root" "$(command -v setpriv)" --pdeathsig KILL /bin/bash -c 'cd "$0" && exec "$@"' "$workdir" "$@"
