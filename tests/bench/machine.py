@@ -5,6 +5,7 @@ import datetime
 import json
 import os
 import platform
+import shutil
 import statistics
 import subprocess
 import sys
@@ -36,6 +37,7 @@ def describe_machine() -> dict[str, Any]:
     """Describe the machine, its load and the date."""
     cpu = next((line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")), "")
     return {
+        "gpu": _gpu_name(),
         "date": datetime.datetime.now(tz=datetime.UTC).date().isoformat(),
         "cpu": cpu.partition(":")[2].strip() or platform.processor(),
         "cores": CORES,
@@ -44,11 +46,20 @@ def describe_machine() -> dict[str, Any]:
     }
 
 
+def _gpu_name() -> str:
+    """The names of the GPUs; empty if there is none."""
+    if not shutil.which("nvidia-smi"):
+        return ""
+    command = ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"]
+    return ", ".join(subprocess.run(command, capture_output=True, text=True).stdout.splitlines())
+
+
 def publish(name: str, out: Path, machine: Mapping[str, Any], tables: Sequence[str], measured: Any) -> None:
     """Print the tables with their origin, and write them and all measurements to files."""
+    gpu = f", {machine['gpu']}" if machine["gpu"] else ""
     source = (
         f"Measured {machine['date']} with `python -m tests.bench.bench_{name}` on {machine['cores']} cores of "
-        f"{machine['cpu']}, {machine['memory_gib']} GiB (load before: {machine['load_before']})."
+        f"{machine['cpu']}, {machine['memory_gib']} GiB{gpu} (load before: {machine['load_before']})."
     )
     text = "\n\n".join([*tables, source]) + "\n"
     out.mkdir(parents=True, exist_ok=True)

@@ -28,7 +28,6 @@ from trl import SFTConfig, SFTTrainer
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 # DeepSpeed needs a process group, here of one rank.
 SINGLE_RANK_ENV = {
-    "DS_ACCELERATOR": "cpu",
     "MASTER_ADDR": "127.0.0.1",
     "MASTER_PORT": "29555",
     "RANK": "0",
@@ -83,7 +82,7 @@ def train(job: dict[str, Any]) -> dict[str, Any]:
     clock = Clock()
     options = {
         "output_dir": job["folder"],
-        "use_cpu": True,
+        "use_cpu": not job["use_gpu"],
         "report_to": "none",
         "save_strategy": "no",
         "logging_steps": 1,
@@ -114,7 +113,7 @@ def make_trl_trainer(job: dict[str, Any], options: dict[str, Any], clock: Clock)
 
 def make_deepspeed_trainer(job: dict[str, Any], options: dict[str, Any], clock: Clock) -> CountingTrainer:
     """Make the Trainer of transformers with a DeepSpeed engine and torch's AdamW, as on our side."""
-    os.environ.update(SINGLE_RANK_ENV)
+    os.environ.update(SINGLE_RANK_ENV | ({} if job["use_gpu"] else {"DS_ACCELERATOR": "cpu"}))
     deepspeed = {
         "bf16": {"enabled": True},
         "zero_optimization": {"stage": options.pop("zero_stage")},

@@ -79,6 +79,21 @@ TRAINER = Peer(
     },
 )
 PEERS = (TRL, TRAINER)
+# On a GPU, with the kernels of the package liger-kernel in TRL's best settings. FlashAttention, which TRL needs for
+# packing, is not a package on PyPI that fits this torch.
+GPU_TRL = Peer(
+    "TRL",
+    "trl",
+    defaults=TRL.defaults,
+    best={
+        "clinc": PLAIN_TRL | {"per_device_train_batch_size": 256, "use_liger_kernel": True},
+        "alpaca": PLAIN_TRL | {"per_device_train_batch_size": 32, "use_liger_kernel": True},
+    },
+    candidates={
+        "batches of 64, liger": PLAIN_TRL | {"per_device_train_batch_size": 64, "use_liger_kernel": True},
+        "batches of 64": PLAIN_TRL | {"per_device_train_batch_size": 64},
+    },
+)
 
 
 def ensure_peer_python(folder: Path) -> Path:

@@ -40,6 +40,7 @@ class Task:
     examples: list[Example]
     packs: list[Pack]
     num_steps: int
+    use_gpu: bool
 
     @property
     def row_tokens(self) -> int:
@@ -64,14 +65,15 @@ def make_task(name: str, rows: Sequence[Row], work: Path, options: argparse.Name
     _run_job("prepare", config, work, options)
     dataset = find_packs(RunFolder.from_config(config))
     packs = dataset.take(range(dataset.num_packs))
-    base_model = resolve_base(work)
+    base_model = resolve_base(work, options.base)
     # A row id is the index of the source and the byte offset of the line.
     rows_by_id = {f"0:{offset}": row for offset, row in zip(line_offsets(work / f"{name}.jsonl"), rows, strict=True)}
     packed_rows = [rows_by_id[row_id] for pack in packs for row_id in pack["row_ids"]]
     examples = make_examples(make_renderer(base_model), packed_rows)
     if sum(example.num_tokens for example in examples) != sum(pack["num_tokens"] for pack in packs):
         raise AssertionError("the packs don't match the rows of their row ids")
-    return Task(name, work, base_model.folder, examples, packs, build_plan(config, dataset).num_steps)
+    num_steps = build_plan(config, dataset).num_steps
+    return Task(name, work, base_model.folder, examples, packs, num_steps, use_gpu=options.gpu)
 
 
 def run_ours(task: Task, round_: str, options: argparse.Namespace) -> Timing:
@@ -113,7 +115,7 @@ def request_peer(task: Task, name: str, python: Path, peer: Peer, request: dict[
     job_file, result_file = task.work / f"{name}-job.json", task.work / f"{name}-result.json"
     rows = [as_row(example) for example in request.pop("examples", task.examples)]
     common = {"threads": CORES, "base": str(task.base), "folder": str(task.work / peer.trainer), "rows": rows}
-    common |= {"trainer": peer.trainer, "learning_rate": LEARNING_RATE}
+    common |= {"trainer": peer.trainer, "learning_rate": LEARNING_RATE, "use_gpu": task.use_gpu}
     job_file.write_text(json.dumps(common | request))
     args = [str(Path(__file__).with_name("peer.py")), str(job_file), str(result_file)]
     run_python(python, args, environment(), task.work / "logs" / f"{name}.log", nice=NICE)
@@ -132,6 +134,7 @@ def _configure(name: str, round_: str, work: Path, options: argparse.Namespace) 
         work,
         f"{name}-{round_}",
         work / f"{name}.jsonl",
+        options.base,
         # All sides get the same rows: those that are not held out.
         data={
             "test_fraction": 0.05,
@@ -145,6 +148,7 @@ def _configure(name: str, round_: str, work: Path, options: argparse.Namespace) 
             "num_workers": options.workers,
             "cpus_per_worker": max(1, CORES // options.workers),
             "zero_stage": options.zero_stage,
+            "use_gpu": options.gpu,
             "checkpoint_every": 10**6,
         },
     )

@@ -32,6 +32,8 @@ class Progress:
         ]
         if "mfu" in metrics:
             parts.append(f"MFU {metrics['mfu']:.0%}")
+        if "gpu_peak_bytes" in metrics:
+            parts.append(f"GPU memory {metrics['gpu_peak_bytes'] / 2**30:.1f} GiB")
         return "  ".join([*parts, f"{timedelta(seconds=round(seconds_left))} left"])
 
     def _sum(self, key: str) -> float:

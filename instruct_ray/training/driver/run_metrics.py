@@ -25,6 +25,7 @@ GAUGES = {
     "learning_rate": "Learning rate of the last step",
     "grad_norm": "Gradient norm of the last step, before clipping",
     "mfu": "Model FLOPs utilization of the last step",
+    "gpu_peak_bytes": "The most memory that torch has taken from the GPU of rank 0",
     "steps_done_again": "Steps that were trained again after a restart, since the command started",
     "skipped_steps": "Steps that were skipped because loss or gradient was not finite, since the command started",
     "checkpoint_every_steps": "Steps between two checkpoints, as configured",
@@ -75,6 +76,7 @@ class RunFigures:
             "learning_rate": record["lr"],
             "grad_norm": record["grad_norm"],
             "mfu": record.get("mfu"),
+            "gpu_peak_bytes": record.get("gpu_peak_bytes"),
         }
         self.values |= {name: value for name, value in values.items() if value is not None}
         if record["time"] > self._counted_until:

@@ -32,7 +32,7 @@ from instruct_ray.training.validation.task import EvalFn
 from instruct_ray.training.validation.validator import Validator
 from instruct_ray.training.worker.compute_threads import set_compute_threads
 from instruct_ray.training.worker.loss_spikes import LossSpikeDetector, read_recent_losses
-from instruct_ray.training.worker.mfu import MfuMeter
+from instruct_ray.training.worker.gpu_meter import GpuMeter
 from instruct_ray.training.worker.outcome import Action, Ending, TrainOutcome
 from instruct_ray.training.worker.preemption import PreemptionMonitor
 from instruct_ray.training.worker.run_folder_monitor import RunFolderMonitor
@@ -132,7 +132,7 @@ def _build_trainer(spec: WorkerSpec, read_packs: PackReader, eval_fn: EvalFn | N
         decays_all=resume_point.decays_all,
     )
     checkpointer.restore(engine, resume_point)
-    meter = MfuMeter(engine.model, device, spec.train.precision, world_size)
+    meter = GpuMeter(engine.model, device, spec.train.precision, world_size)
     log = RunLog(spec, meter, resume_point, is_writer=rank == 0)
     unchunkable_head = find_unchunkable_head(hf_config, engine.module)
     log.log_start(check, resume_point, unchunkable_head)

@@ -17,7 +17,7 @@ from instruct_ray.run.events import event_record
 from instruct_ray.run.line_writer import LineWriter
 from instruct_ray.training.checkpoint.checkpointer import CommittedCheckpoint, ResumePoint
 from instruct_ray.training.model.packing_check import PackingCheck
-from instruct_ray.training.worker.mfu import MfuMeter
+from instruct_ray.training.worker.gpu_meter import GpuMeter
 from instruct_ray.training.worker.spec import WorkerSpec
 from instruct_ray.training.worker.step import StepResult
 from instruct_ray.training.worker.storage_notice import publish_storage_problem
@@ -29,7 +29,7 @@ CHECK_SECONDS = 1.0
 class RunLog:
     """The log of a run; its methods are no-ops except on rank 0."""
 
-    def __init__(self, spec: WorkerSpec, meter: MfuMeter, resume_point: ResumePoint, *, is_writer: bool) -> None:
+    def __init__(self, spec: WorkerSpec, meter: GpuMeter, resume_point: ResumePoint, *, is_writer: bool) -> None:
         self._spec, self._meter = spec, meter
         self._metrics: LineWriter | None = None
         self._events: LineWriter | None = None
@@ -66,8 +66,8 @@ class RunLog:
             return
         plan = self._spec.plan
         progress: dict[str, Any] = {"step": step, "num_steps": plan.num_steps, "epoch": step / plan.steps_per_epoch}
-        utilization = self._meter.record(result.num_computed_tokens, values["seconds"])
-        self._metrics.append(progress | result.record() | dict(values) | {"time": time.time()} | utilization)
+        gpu = self._meter.record(result.num_computed_tokens, values["seconds"])
+        self._metrics.append(progress | result.record() | dict(values) | {"time": time.time()} | gpu)
         if not result.was_applied:
             self.log_event(result.skip_message(step))
 

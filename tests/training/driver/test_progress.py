@@ -27,9 +27,9 @@ def test_rates_are_averages_over_the_last_steps() -> None:
     progress = Progress()
     progress.format_step(METRICS | {"seconds": 1000.0})
     for _ in range(WINDOW):
-        line = progress.format_step(METRICS | {"mfu": 0.414})
+        line = progress.format_step(METRICS | {"mfu": 0.414, "gpu_peak_bytes": 3 * 2**30})
     assert "500 tokens/s" in line
-    assert "MFU 41%  0:02:00 left" in line
+    assert "MFU 41%  GPU memory 3.0 GiB  0:02:00 left" in line
 
 
 def test_skipped_step_has_no_loss() -> None:

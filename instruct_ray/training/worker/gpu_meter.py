@@ -1,6 +1,6 @@
-"""worker, all ranks: model FLOPs utilization (MFU) of a training step.
+"""worker, all ranks: model FLOPs utilization (MFU) of a training step, and the memory that it takes on this GPU.
 
-As in PaLM (Chowdhery et al. 2022), with six operations per trained weight and token.
+MFU as in PaLM (Chowdhery et al. 2022), with six operations per trained weight and token.
 """
 
 import torch
@@ -36,20 +36,28 @@ def flops_per_token(model: nn.Module) -> int:
     return sum((6 if parameter.requires_grad else 4) * unsharded_numel(parameter) for parameter in model.parameters())
 
 
-class MfuMeter:
-    """Computes the MFU over all GPUs of a run, if their peak is known."""
+class GpuMeter:
+    """Measures training on GPUs; on CPUs it measures nothing."""
 
     def __init__(self, model: nn.Module, device: torch.device, precision: str, world_size: int) -> None:
         is_measurable = device.type == "cuda" and precision == "bf16"
         peak = find_peak_flops(torch.cuda.get_device_name(device)) if is_measurable else None
         self._peak = None if peak is None else peak * world_size
+        self._device = device
         self._flops_per_token = flops_per_token(model)
 
     def record(self, num_computed_tokens: int, seconds: float) -> dict[str, float]:
-        """Return the `mfu` of a step, from 0 to 1; empty if the peak is unknown.
+        """Measure a step; returns an empty dict on a CPU.
 
         `num_computed_tokens` counts the tokens of all ranks.
+
+        Returns:
+            `gpu_peak_bytes`, the most memory that torch has taken from this rank's GPU since the start; and `mfu` over
+            all GPUs, from 0 to 1, in bf16 on GPUs whose peak is known.
         """
-        if self._peak is None:
+        if self._device.type != "cuda":
             return {}
-        return {"mfu": self._flops_per_token * num_computed_tokens / seconds / self._peak}
+        values = {"gpu_peak_bytes": float(torch.cuda.max_memory_reserved(self._device))}
+        if self._peak is not None:
+            values["mfu"] = self._flops_per_token * num_computed_tokens / seconds / self._peak
+        return values

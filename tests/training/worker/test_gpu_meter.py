@@ -1,10 +1,10 @@
-"""Model FLOPs utilization: the peaks of known GPUs, and the operations of a token."""
+"""Model FLOPs utilization, and the memory of a GPU: the peaks of known GPUs, and the operations of a token."""
 
 import pytest
 import torch
 from torch import nn
 
-from instruct_ray.training.worker.mfu import PEAK_FLOPS, MfuMeter, find_peak_flops, flops_per_token
+from instruct_ray.training.worker.gpu_meter import PEAK_FLOPS, GpuMeter, find_peak_flops, flops_per_token
 
 
 @pytest.mark.parametrize(
@@ -32,7 +32,11 @@ def test_frozen_weights_count_without_their_own_gradient(monkeypatch: pytest.Mon
     assert flops_per_token(model) == 6 * 200
     model[0].requires_grad_(False)
     assert flops_per_token(model) == 4 * 100 + 6 * 100
-    assert MfuMeter(model, torch.device("cpu"), "bf16", 1).record(5, 1.0) == {}
+    assert GpuMeter(model, torch.device("cpu"), "bf16", 1).record(5, 1.0) == {}
+    # What a machine with this GPU says.
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "NVIDIA H100 80GB HBM3")
-    assert MfuMeter(model, torch.device("cuda"), "fp32", 2).record(5, 1.0) == {}
-    assert MfuMeter(model, torch.device("cuda"), "bf16", 2).record(10**9, 1.0) == {"mfu": 1000 * 10**9 / (2 * 989e12)}
+    monkeypatch.setattr(torch.cuda, "max_memory_reserved", lambda device: 2**30)
+    fp32 = GpuMeter(model, torch.device("cuda"), "fp32", 2).record(5, 1.0)
+    assert fp32 == {"gpu_peak_bytes": 2**30}
+    bf16 = GpuMeter(model, torch.device("cuda"), "bf16", 2).record(10**9, 1.0)
+    assert bf16 == fp32 | {"mfu": 1000 * 10**9 / (2 * 989e12)}
