@@ -31,8 +31,8 @@ from instruct_ray.training.validation.rows import pack_rows
 from instruct_ray.training.validation.task import EvalFn
 from instruct_ray.training.validation.validator import Validator
 from instruct_ray.training.worker.compute_threads import set_compute_threads
-from instruct_ray.training.worker.loss_spikes import LossSpikeDetector, read_recent_losses
 from instruct_ray.training.worker.gpu_meter import GpuMeter
+from instruct_ray.training.worker.loss_spikes import LossSpikeDetector, read_recent_losses
 from instruct_ray.training.worker.outcome import Action, Ending, TrainOutcome
 from instruct_ray.training.worker.preemption import PreemptionMonitor
 from instruct_ray.training.worker.run_folder_monitor import RunFolderMonitor
