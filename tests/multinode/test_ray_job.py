@@ -38,8 +38,9 @@ def make_ray_job(documents: list[Document]) -> Callable[..., Document]:
 def test_the_pipeline_registers_a_version_and_an_evicted_pod_costs_at_most_two_steps(
     namespace: Namespace, mlflow: MlflowDeployment, shared: Path, make_ray_job: Callable[..., Document]
 ) -> None:
-    # Only what is announced may happen: any other failure ends the run.
-    overrides = ("train.epochs=50", "train.checkpoint_every=200", "train.max_failures=0")
+    # One failure, since Ray stops the node at the drain deadline itself: a millisecond before it, the node counts as
+    # failed, after it as preempted, which is no failure.
+    overrides = ("train.epochs=50", "train.checkpoint_every=200", "train.max_failures=1")
     document = make_ray_job("pipeline", "evicted", *overrides)
     for group in document["spec"]["rayClusterSpec"]["workerGroupSpecs"]:
         set_drain_time(group["template"]["spec"])
