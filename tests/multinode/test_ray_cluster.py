@@ -81,6 +81,7 @@ def test_a_killed_head_costs_no_step_of_a_driver_on_a_worker(cluster: RayCluster
     assert num_redone(monitor, 40) == 0
 
 
+@pytest.mark.slow
 def test_a_killed_worker_node_is_replaced_and_the_run_goes_on(cluster: RayCluster, tune: Tune) -> None:
     monitor = tune("killed", 12, 29, lambda: workloads.nodes_of_training_workers(cluster)[-1].kill())
     assert num_redone(monitor, 12) <= workloads.TRAIN["checkpoint_every"]
