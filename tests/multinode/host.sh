@@ -26,20 +26,26 @@ chown "$user" "$root/home/ray"
 mount -t proc proc "$root/proc"
 mount -t tmpfs -o mode=1777 tmpfs "$root/dev/shm"
 mount --bind "$hosts" "$root/etc/hosts"
+# Names that are not in it are unknown at once. Without an answer each look-up takes 10 s; torch makes three when workers start.
+if [ -f "$root/etc/resolv.conf" ]; then
+    echo "nameserver 127.0.0.1" > "$root/run/resolv.conf"
+    mount --bind "$root/run/resolv.conf" "$root/etc/resolv.conf"
+fi
 
 bind() {
     if [ -d "$1" ]; then mkdir -p "$2"; else mkdir -p "$(dirname "$2")" && touch "$2"; fi
     mount --bind "$1" "$2"
     if [ "$3" = ro ]; then mount -o remount,bind,ro "$2"; fi
 }
-IFS=: read -ra entries <<< "$paths"
-for path in "${entries[@]}"; do
-    bind "$path" "$root$path" ro
-done
 IFS=: read -ra entries <<< "$mounts"
 for entry in "${entries[@]}"; do
     IFS='=' read -r source target mode <<< "$entry"
     bind "$source" "$root$target" "$mode"
+done
+# Last, since a volume may be mounted at /tmp, and the project may be a clone below it.
+IFS=: read -ra entries <<< "$paths"
+for path in "${entries[@]}"; do
+    bind "$path" "$root$path" ro
 done
 # Here, since a change of the user ends it: the first process ends with `unshare`, and that with the tests.
 exec "$(PATH="$PATH:/usr/sbin:/sbin" command -v chroot)" --userspec="$user" "$root" "$(command -v setpriv)" --pdeathsig KILL /bin/bash -c 'cd "$0" && exec "$@"' "$workdir" "$@"

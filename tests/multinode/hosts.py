@@ -3,6 +3,7 @@
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -113,12 +114,22 @@ class Host:
         self, command: Sequence[str], environment: Mapping[str, str], user: str = "0:0", timeout: float = 120
     ) -> subprocess.CompletedProcess[str]:
         """Run a command beside the first process, as `kubectl exec` does, and wait for it."""
-        first = self.processes[0]
+        first = self._wait_for_first_process()
         uid, gid = user.split(":")
         inside = ["nsenter", f"--target={first.pid}", "--all", "--root", "--wd", f"--setuid={uid}", f"--setgid={gid}"]
         return subprocess.run(
             [*inside, "--", *command], env=dict(environment), capture_output=True, text=True, timeout=timeout
         )
+
+    def _wait_for_first_process(self, timeout: float = 30) -> psutil.Process:
+        """The first process, once it has the files of the host: before that, its arguments name their place."""
+        deadline = time.monotonic() + timeout
+        while time.monotonic() < deadline:
+            for first in self.processes[:1]:
+                if str(self._root) not in first.cmdline():
+                    return first
+            time.sleep(0.05)
+        raise TimeoutError(f"{self.name} did not start\n{self.log}")
 
     def wait(self, timeout: float) -> int:
         """Wait for the end of the command; returns its exit code."""

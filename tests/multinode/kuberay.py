@@ -7,6 +7,8 @@ import urllib.request
 from collections.abc import Callable
 from typing import Any
 
+from tests.multinode import certificates
+from tests.multinode.certificates import ClusterCertificates
 from tests.multinode.documents import Document, ray_start_command
 from tests.multinode.pods import Namespace, Pod, add_suffix, full_name
 
@@ -27,6 +29,10 @@ class RayCluster:
         self.address = namespace.reserve_service(self._service)
         self.token = self._make_token()
         self._environment = environment
+        self._certificates: ClusterCertificates | None = None
+        if (spec.get("tlsOptions") or {}).get("enabled"):
+            self._certificates = ClusterCertificates(namespace, name, self._service)
+            self._environment = environment | certificates.ENVIRONMENT
         self.head: Pod | None = None
         self.workers: list[Pod] = []
         self._leaving: list[Pod] = []
@@ -124,6 +130,8 @@ class RayCluster:
         if self._is_fault_tolerant:
             environment |= {"RAY_gcs_storage": "rocksdb", "RAY_gcs_storage_path": GCS_STORAGE}
             spec = _add_claim(spec, f"{self.name}-gcs", GCS_STORAGE)
+        if self._certificates is not None:
+            spec = self._certificates.add_to(spec, "head", self.address)
         pod = Pod(self._namespace, add_suffix(f"{self.name}-head"), spec, self.address, **environment)
         pod.start(_shell(ray_start_command(True, group, "")))
         return pod
@@ -134,7 +142,10 @@ class RayCluster:
         if self._is_fault_tolerant:
             environment["RAY_gcs_rpc_server_reconnect_timeout_s"] = RECONNECT_SECONDS
         name = add_suffix(f"{self.name}-{group['groupName']}")
-        pod = Pod(self._namespace, name, group["template"]["spec"], **environment)
+        spec, address = group["template"]["spec"], self._namespace.network.reserve_address(name)
+        if self._certificates is not None:
+            spec = self._certificates.add_to(spec, "worker", address)
+        pod = Pod(self._namespace, name, spec, address, **environment)
         pod.start(_shell(ray_start_command(False, group, f"{host}:6379")))
         return pod
 

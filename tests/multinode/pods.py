@@ -63,7 +63,10 @@ class Namespace:
         folder = self.folder / "secrets" / volume["secretName"]
         folder.mkdir(parents=True, exist_ok=True)
         for key, path in paths.items():
-            (folder / path).write_text(secret[key])
+            # Pods that run see the change, and never half a file.
+            new = folder / f"{path}.new"
+            new.write_text(secret[key])
+            new.rename(folder / path)
         return folder
 
     def remove(self) -> None:
@@ -77,7 +80,7 @@ class Pod:
     def __init__(
         self, namespace: Namespace, name: str, spec: Document, address: str | None = None, **environment: str
     ) -> None:
-        """`environment` is added to that of the container."""
+        """`address` is reserved already, or the pod gets a new one; `environment` is added to that of the container."""
         self.name, self.spec = name, spec
         (self.container,) = spec["containers"]
         self._namespace = namespace

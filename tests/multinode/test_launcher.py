@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import yaml
 
+from tests.mlflow_server import responds
 from tests.multinode import workloads
 from tests.multinode.documents import CLUSTER
 from tests.multinode.hosts import Host, Mount
@@ -20,7 +21,7 @@ from tests.multinode.pods import (
     image_environment,
 )
 
-pytestmark = [pytest.mark.multinode, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.multinode, pytest.mark.slow, pytest.mark.timeout(600)]
 
 LAUNCHER: dict[str, Any] = yaml.safe_load((CLUSTER / "launcher" / "on-premises.yaml").read_text())
 TOKEN_PATH = "/home/ray/.ray/auth_token"
@@ -88,7 +89,7 @@ def wait_until(condition: Any, host: Host, timeout: float = 120) -> None:
 
 def test_only_the_head_reaches_its_dashboard(head: Host) -> None:
     """Users reach it through the tunnel of `ray dashboard`."""
-    assert not workloads.responds(f"http://{head.address}:8265/api/version")
+    assert not responds(f"http://{head.address}:8265/api/version")
     # Without the token.
     refused = head.run(["python", "-c", PRINT_STATUS, "http://127.0.0.1:8265/api/jobs/"], environment(), IMAGE_USER)
     assert refused.stdout.strip() in ("401", "403"), refused

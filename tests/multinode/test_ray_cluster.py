@@ -12,6 +12,7 @@ from tests.drill.monitor import RunMonitor
 from tests.multinode import workloads
 from tests.multinode.documents import find_document, render, shrink_cluster
 from tests.multinode.kuberay import RayCluster
+from tests.multinode.mlflow_deployment import MlflowDeployment
 from tests.multinode.pods import Namespace, Pod
 from tests.multinode.ray_jobs import SubmittedJob
 from tests.multinode.report import record_fault
@@ -25,13 +26,11 @@ DEAD_SECONDS = 120
 
 
 @pytest.fixture(scope="module")
-def cluster(namespace: Namespace, mlflow_pod: Pod) -> Iterator[RayCluster]:
+def cluster(namespace: Namespace, mlflow: MlflowDeployment) -> Iterator[RayCluster]:
     """The cluster of all tests of this module; its GCS survives the head."""
     spec = shrink_cluster(find_document(render("overlays/cpu", "head-recovery"), "RayCluster")["spec"])
     cluster = RayCluster(namespace, "instruct-ray", spec)
     cluster.start()
-    url = f"http://{mlflow_pod.host.address}:5000/health"
-    cluster.wait_until(lambda: workloads.responds(url), 120, f"MLflow did not start\n{mlflow_pod.host.log[-2000:]}")
     yield cluster
     cluster.delete()
 
@@ -46,7 +45,8 @@ def tune(cluster: RayCluster, namespace: Namespace, shared: Path, prepared: str)
         cluster.wait_until(lambda: len(cluster.alive_nodes()) == 3, 120, "3 nodes did not join")
         workloads.copy_run(shared, prepared, name)
         command = workloads.job_command("tune", name, f"train.epochs={epochs}", *overrides)
-        fields = {"entrypointNumCpus": 1} if on_worker else {}
+        # As `instruct-ray submit` does.
+        fields = {"entrypointResources": '{"driver": 1}'} if on_worker else {}
         with RunMonitor(workloads.metrics_file(shared, name)) as monitor:
             monitor.cause_at(fault_step, fault)
             job = SubmittedJob(namespace, cluster, name, command, **fields)
@@ -77,15 +77,17 @@ def test_a_killed_head_costs_no_step_of_a_driver_on_a_worker(cluster: RayCluster
         cluster.head.kill()
 
     overrides = ("train.checkpoint_every=1000", "train.max_failures=0")
-    monitor = tune("head-killed", 70, 60, kill, *overrides, on_worker=True)
-    assert num_redone(monitor, 70) == 0
+    monitor = tune("head-killed", 40, 30, kill, *overrides, on_worker=True)
+    assert num_redone(monitor, 40) == 0
 
 
+@pytest.mark.slow
 def test_a_killed_worker_node_is_replaced_and_the_run_goes_on(cluster: RayCluster, tune: Tune) -> None:
     monitor = tune("killed", 12, 29, lambda: workloads.nodes_of_training_workers(cluster)[-1].kill())
     assert num_redone(monitor, 12) <= workloads.TRAIN["checkpoint_every"]
 
 
+@pytest.mark.slow
 def test_a_short_network_cut_costs_no_step(cluster: RayCluster, tune: Tune) -> None:
     def cut() -> None:
         host = workloads.nodes_of_training_workers(cluster)[-1].host
@@ -97,6 +99,7 @@ def test_a_short_network_cut_costs_no_step(cluster: RayCluster, tune: Tune) -> N
     assert num_redone(monitor, 12) == 0
 
 
+@pytest.mark.slow
 def test_a_node_that_was_cut_off_for_long_comes_back(cluster: RayCluster, tune: Tune) -> None:
     def cut() -> None:
         pod = workloads.nodes_of_training_workers(cluster)[-1]
@@ -115,6 +118,7 @@ def heal_once_dead(cluster: RayCluster, pod: Pod) -> None:
     pod.host.heal()
 
 
+@pytest.mark.slow
 def test_a_storage_that_is_not_shared_is_refused_before_training(
     cluster: RayCluster, namespace: Namespace, shared: Path, prepared: str
 ) -> None:

@@ -1,17 +1,15 @@
 """What runs on the clusters of these tests: a tiny model, its rows and its config on the shared volume, and MLflow."""
 
 import json
-import re
 import shutil
-import urllib.request
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from tests import tiny
-from tests.multinode.documents import Document
 from tests.multinode.kuberay import RayCluster
+from tests.multinode.mlflow_deployment import CREDENTIALS
 from tests.multinode.pods import Namespace, Pod
 
 SHARED_CLAIM = "instruct-ray-shared"
@@ -32,17 +30,6 @@ TRAIN = {
     "precision": "fp32",
 }
 STEPS_PER_EPOCH = 6
-# The secret that all pods get variables from.
-CREDENTIALS = "instruct-ray-credentials"
-MLFLOW_PASSWORD = "a-password-of-the-tests"
-# As in the comments of cluster/mlflow/mlflow.yaml.
-AUTH_SETTINGS = """[mlflow]
-default_permission = READ
-database_uri = sqlite:////tmp/auth.db
-admin_username = admin
-auth_cache_ttl_seconds = 60
-authorization_function = mlflow.server.auth:authenticate_request_basic_auth
-"""
 
 
 def write_inputs(shared: Path) -> None:
@@ -68,39 +55,6 @@ def write_inputs(shared: Path) -> None:
     open_to_all(shared)
 
 
-def start_mlflow(namespace: Namespace, deployment: Document) -> Pod:
-    """Run the pod of MLflow's Deployment behind its service, with passwords.
-
-    Its databases are SQLite files and its object store is a folder; it has one worker process instead of four.
-    """
-    template = deployment["spec"]["template"]["spec"]
-    (container,) = template["containers"]
-    namespace.secrets["mlflow"] = {
-        "backend-store-uri": "sqlite:////tmp/mlflow.db",
-        "admin-password": MLFLOW_PASSWORD,
-        "flask-secret-key": "a-key-of-the-tests",
-        "basic_auth.ini": AUTH_SETTINGS,
-    }
-    namespace.secrets[CREDENTIALS] = {
-        "MLFLOW_TRACKING_USERNAME": "admin",
-        "MLFLOW_TRACKING_PASSWORD": MLFLOW_PASSWORD,
-    }
-    address = namespace.reserve_service(deployment["metadata"]["name"])
-    pod = Pod(namespace, "mlflow-0", template, address)
-    args = [re.sub(r"^(--artifacts-destination)=.*", r"\1=/tmp/artifacts", arg) for arg in container["args"]]
-    pod.start([*container["command"], *args, "--workers=1"])
-    return pod
-
-
-def responds(url: str) -> bool:
-    """Whether a GET request to the URL succeeds."""
-    try:
-        with urllib.request.urlopen(url, timeout=5) as response:
-            return bool(response.status == 200)
-    except OSError:
-        return False
-
-
 def job_command(stage: str, name: str, *overrides: str) -> str:
     """The command of a stage, as in the comments of the manifests."""
     parts = [
@@ -115,15 +69,15 @@ def job_command(stage: str, name: str, *overrides: str) -> str:
     return " ".join([*parts, *overrides])
 
 
-def prepare_run(namespace: Namespace, name: str) -> None:
-    """Prepare a run in a pod of its own, with Ray on that pod only."""
+def run_in_pod(namespace: Namespace, name: str, command: str) -> None:
+    """Run a command in a pod of its own, with Ray on that pod only."""
     spec = {
-        "containers": [{"name": "prepare", "volumeMounts": [{"name": "shared", "mountPath": MOUNT}]}],
+        "containers": [{"name": name, "volumeMounts": [{"name": "shared", "mountPath": MOUNT}]}],
         "volumes": [{"name": "shared", "persistentVolumeClaim": {"claimName": SHARED_CLAIM}}],
     }
-    pod = Pod(namespace, "prepare", spec, RAY_AUTH_MODE="disabled", **namespace.secrets[CREDENTIALS])
-    pod.start(job_command("prepare", name).split())
-    assert pod.host.wait(timeout=120) == 0, pod.host.log
+    pod = Pod(namespace, name, spec, RAY_AUTH_MODE="disabled", **namespace.secrets[CREDENTIALS])
+    pod.start(command.split())
+    assert pod.host.wait(timeout=180) == 0, pod.host.log
     pod.remove()
 
 
@@ -152,3 +106,9 @@ def metrics_file(shared: Path, name: str) -> Path:
 def nodes_of_training_workers(cluster: RayCluster) -> list[Pod]:
     """The pods that hold a training worker."""
     return [pod for pod in cluster.workers if pod.runs("RayTrainWorker")]
+
+
+def kill_training_worker(cluster: RayCluster) -> None:
+    """Kill the process of a training worker."""
+    processes = nodes_of_training_workers(cluster)[-1].host.processes
+    next(process for process in processes if "RayTrainWorker" in " ".join(process.cmdline())).kill()
