@@ -84,6 +84,14 @@ def test_tokens_that_rounding_decides_may_differ() -> None:
     assert check.largest_difference == pytest.approx(0.02)
 
 
+@pytest.mark.parametrize(("gap", "outcome"), [(0.5, "reproduced"), (1.0, "reproduced"), (1.125, "different")])
+def test_other_token_is_allowed_where_both_may_have_moved_by_the_tolerance(gap: float, outcome: str) -> None:
+    # In bf16, gaps are multiples of 1/8.
+    recorded = make_recorded(make_row((5, 6, 7), (1, 1, 1), gaps=(2.0, gap, 2.0)))
+    answers = [LiveAnswer((5, 9, 9), (-1.0, -1.2, -3.0))]
+    assert check_live_answers(recorded, answers, tolerance=0.5).outcome == outcome
+
+
 def test_tolerance_is_adjustable() -> None:
     answers = [live(5, 6, 7, log_prob=-1.05), live(4, 4, 4)]
     assert check_live_answers(TWO, answers, tolerance=0.01).outcome == "different"
