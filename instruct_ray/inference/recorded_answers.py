@@ -116,8 +116,8 @@ def check_live_answers(
     Args:
         recorded: the recorded answers.
         answers: one per recorded row, in their order.
-        tolerance: by how much log-probabilities may differ. Tokens may differ where the two most likely ones are at most
-            twice as far apart, since both may have moved; the rest of such an answer is not compared.
+        tolerance: by how much log-probabilities may differ. Tokens may differ where the two most likely ones are no
+            further apart than twice this, since both may have moved; the rest of such an answer is not compared.
     """
     pairs = list(zip(recorded.rows, answers, strict=True))
     num_tokens = [_num_equal_tokens(row, live, tolerance) for row, live in pairs]
