@@ -40,9 +40,11 @@ PEER_PORT = 8810
 # `vllm serve` gets the precision and the memory of our engine. By default it compiles the model.
 VLLM_VARIABLES = {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_NO_USAGE_STATS": "1"}
 VLLM_DTYPE = "bfloat16" if is_bf16_fast() else "float32"
+# What `vllm serve` runs. The command itself asks for a package of this name, which vllm-cpu is not.
 VLLM_COMMAND = (
-    "vllm",
-    "serve",
+    "python",
+    "-m",
+    "vllm.entrypoints.openai.api_server",
     "--served-model-name=endpoint",
     f"--max-num-seqs={CONCURRENCY[-1]}",
     f"--dtype={VLLM_DTYPE}",
@@ -53,9 +55,10 @@ PEERS: dict[str, dict[str, Peer]] = {
         "transformers serve --continuous-batching": Peer(("transformers", "serve", "--continuous-batching")),
     },
     "vllm": {
-        "vllm serve": Peer(VLLM_COMMAND, VLLM_VARIABLES),
+        "vllm serve": Peer((*VLLM_COMMAND, "--model"), VLLM_VARIABLES),
         "vllm serve --enforce-eager": Peer(
-            (*VLLM_COMMAND, "--enforce-eager", "--block-size=32"), {**VLLM_VARIABLES, "TORCHDYNAMO_DISABLE": "1"}
+            (*VLLM_COMMAND, "--enforce-eager", "--block-size=32", "--model"),
+            {**VLLM_VARIABLES, "TORCHDYNAMO_DISABLE": "1"},
         ),
     },
 }
