@@ -5,9 +5,9 @@ python -m tests.bench.bench_endpoint
 python -m tests.bench.bench_endpoint --rounds 1 --requests 8     (while developing)
 .venv-vllm/bin/python -m tests.bench.bench_endpoint --engine vllm
 
-All sides are loaded on the same machine: the engine in this process, the endpoint on Ray Serve, and the peer,
-`transformers serve` or `vllm serve`, with its default and its best settings. A round asks one side after the other
-with the same requests. The peer is only asked at the highest concurrency.
+The engine runs in this process and the endpoint on Ray Serve, and a round asks one after the other. The peer,
+`transformers serve` or `vllm serve`, with its default and its best settings, has the machine to itself after that: a
+server without requests can still take a core. It gets the same requests, at the highest concurrency alone.
 """
 
 import argparse
@@ -138,17 +138,15 @@ def main() -> None:
         sides = {"engine": EngineSide(engine, renderer, chats).run, "endpoint": endpoint.run}
         measured = measure(sides, CONCURRENCY, options.rounds)
         first = measure_first_tokens(endpoint, [row["input"] for row in rows[:12]])
-        for number, (name, peer) in enumerate(peers.items()):
-            log_file = work / "logs" / f"endpoint-peer-{number}.log"
-            url = stack.enter_context(run_peer(peer, folder.model_dir, PEER_PORT + number, log_file))
+        answers = endpoint.answers()
+    against_peers = []
+    for number, (name, peer) in enumerate(peers.items()):
+        log_file = work / "logs" / f"endpoint-peer-{number}.log"
+        with run_peer(peer, folder.model_dir, PEER_PORT + number, log_file) as url:
             model = config.registry.name if options.engine == "vllm" else str(folder.model_dir)
             server = ServerSide(url, model, chats)
-            machine.log(
-                f"{name}: {count_equal(endpoint.answers(), server.answers())} of {len(chats)} answers are equal"
-            )
-            sides[name] = server.run
-        del sides["engine"]
-        against_peers = measure(sides, CONCURRENCY[-1:], options.rounds)
+            machine.log(f"{name}: {count_equal(answers, server.answers())} of {len(chats)} answers are equal")
+            against_peers += measure({name: server.run}, CONCURRENCY[-1:], options.rounds)
     publish(options, facts, measured, against_peers, first)
     shutil.rmtree(work / "endpoint")
 
@@ -195,7 +193,9 @@ def publish(
     """Print and write the tables."""
     tables = [
         describe_overhead(measured, options.requests),
-        describe_peers(against_peers, () if options.no_peers else PEERS[options.engine], options.requests),
+        describe_peers(
+            [*measured, *against_peers], () if options.no_peers else PEERS[options.engine], options.requests
+        ),
         describe_first_tokens(first),
     ]
     machine.publish("endpoint", options.out, facts, tables, [measured, against_peers, first])
@@ -223,7 +223,7 @@ def describe_peers(measured: Sequence[dict[str, Any]], peers: Iterable[str], num
     lines = []
     for side in ("endpoint", *peers):
         seconds = select(measured, side, at_once)
-        ratio = statistics.median(other / own for other, own in zip(seconds, endpoint, strict=True))
+        ratio = statistics.median(seconds) / statistics.median(endpoint)
         lines.append([side, machine.spread([num_requests / one for one in seconds]), f"{ratio:.2f}"])
     return machine.table([f"{at_once} at once", "requests/s", "the endpoint's requests/s over it"], lines)
 
