@@ -191,11 +191,10 @@ def publish(
     first: dict[str, list[float]],
 ) -> None:
     """Print and write the tables."""
+    peers = () if options.no_peers else PEERS[options.engine]
     tables = [
         describe_overhead(measured, options.requests),
-        describe_peers(
-            [*measured, *against_peers], () if options.no_peers else PEERS[options.engine], options.requests
-        ),
+        describe_peers([*measured, *against_peers], peers, options.requests),
         describe_first_tokens(first),
     ]
     machine.publish("endpoint", options.out, facts, tables, [measured, against_peers, first])
