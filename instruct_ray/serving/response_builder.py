@@ -11,6 +11,8 @@ from instruct_ray.serving.request_fields import GenerationFields
 
 Body = dict[str, Any]
 STREAM_END = "data: [DONE]\n\n"
+# No end of a line in an event stream or in JSON, but many clients split lines at them (`str.splitlines`, httpx).
+OTHER_LINE_BREAKS = str.maketrans({character: f"\\u{ord(character):04x}" for character in "\x85\u2028\u2029"})
 
 
 class ResponseBuilder(Protocol):
@@ -32,9 +34,10 @@ class ResponseBuilder(Protocol):
         """The last event of a stream that failed, from the body of an error response."""
 
 
-def format_event(body: Body) -> str:
-    """A server-sent event."""
-    return f"data: {json.dumps(body, ensure_ascii=False)}\n\n"
+def format_event(body: Body, name: str | None = None) -> str:
+    """A server-sent event, with its name if it has one."""
+    data = f"data: {json.dumps(body, ensure_ascii=False).translate(OTHER_LINE_BREAKS)}\n\n"
+    return data if name is None else f"event: {name}\n{data}"
 
 
 def build_header(request: GenerationFields, start: AnswerStart, object_type: str, prefix: str) -> Body:

@@ -1,13 +1,12 @@
 """The responses of OpenAI's responses API: output items, which are a message with one text and calls of functions."""
 
-import json
 import time
 import uuid
 from collections.abc import Sequence
 from typing import Any
 
 from instruct_ray.serving.replica_messages import AnswerStart, ReplicaChunk, TokenCounts, ToolCall
-from instruct_ray.serving.response_builder import Body, join_text
+from instruct_ray.serving.response_builder import Body, format_event, join_text
 from instruct_ray.serving.responses_items import ResponsesTool
 from instruct_ray.serving.responses_request import ResponsesRequest
 
@@ -143,7 +142,7 @@ class ResponsesResponse:
     def _event(self, name: str, /, **values: Any) -> str:
         body = {"type": name, "sequence_number": self._num_events, **values}
         self._num_events += 1
-        return f"event: {name}\ndata: {json.dumps(body, ensure_ascii=False)}\n\n"
+        return format_event(body, name)
 
 
 def _call_item(call: ToolCall) -> Body:

@@ -26,6 +26,14 @@ def test_stream_that_fails_ends_with_an_error_event(failure: Any) -> None:
     assert events(chat([[START, HI, END]], stream=True))[-1] == "[DONE]"
 
 
+def test_events_have_no_line_break_that_a_client_may_split_at() -> None:
+    text = "a\x0b\x0c\x1c\x1d\x1e\x85\u2028\u2029b ü"
+    response = chat([[START, ReplicaChunk(text, num_tokens=1), END]], stream=True)
+    assert response.text.splitlines() == response.text.split("\n")[:-1]
+    assert "".join(part["choices"][0]["delta"].get("content", "") for part in events(response)[:-1]) == text
+    assert "ü" in response.text
+
+
 @pytest.mark.parametrize("failure", [*FAILURES, DeploymentUnavailableError("deployment")], ids=str)
 def test_other_failures_have_a_body_in_the_form_of_openai(failure: Any) -> None:
     response = chat([[START, HI, failure], [START, HI, failure]])
