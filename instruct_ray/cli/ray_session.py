@@ -7,15 +7,17 @@ from contextlib import contextmanager
 from typing import Any
 
 from instruct_ray.config.train import TrainConfig
-from instruct_ray.errors import RunFailedError, exit_on_sigterm
+from instruct_ray.errors import InputError, RunFailedError, exit_on_sigterm
 from instruct_ray.run.log_records import RUN_VARIABLE, WORKER_HOOK, name_run
 
 # With fewer CPUs than training workers and data tasks need together, Ray Data would never get one.
 MIN_LOCAL_CPUS = 4
 # CPUs for Ray Data and validation, in addition to those of the training workers.
 EXTRA_CPUS = 2
+# Ray's name for a new cluster on this machine.
+LOCAL = "local"
 # Ray's variable for structured logs: JSON or TEXT.
-LOG_VARIABLE = "RAY_LOGGING_CONFIG_ENCODING"
+LOG_VARIABLE, LOG_ENCODINGS = "RAY_LOGGING_CONFIG_ENCODING", ("JSON", "TEXT")
 # From the message of the error that Ray raises then.
 NODE_TIMED_OUT = "node timed out during startup"
 
@@ -31,7 +33,7 @@ def silence_libraries() -> None:
 
 def names_cluster() -> bool:
     """Whether RAY_ADDRESS names a cluster that `init_ray` connects to."""
-    return bool(os.environ.get("RAY_ADDRESS"))
+    return os.environ.get("RAY_ADDRESS", LOCAL) not in ("", LOCAL)
 
 
 def init_ray(min_cpus: int = MIN_LOCAL_CPUS) -> None:
@@ -55,7 +57,8 @@ def init_ray(min_cpus: int = MIN_LOCAL_CPUS) -> None:
         # The only node is never preempted, so that process is not needed.
         os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
         with _one_line_if_slow():
-            ray.init(num_cpus=max(min_cpus, os.cpu_count() or 1), include_dashboard=False, **options)
+            # Named, since Ray would join a cluster that was started on this machine.
+            ray.init(LOCAL, num_cpus=max(min_cpus, os.cpu_count() or 1), include_dashboard=False, **options)
     ray.data.DataContext.get_current().enable_progress_bars = False
     exit_on_sigterm()
 
@@ -65,8 +68,10 @@ def _log_options() -> dict[str, Any]:
     import ray  # noqa: PLC0415  (see init_ray)
 
     encoding = os.environ.get(LOG_VARIABLE)
-    if encoding is None:
+    if not encoding:
         return {}
+    if encoding not in LOG_ENCODINGS:
+        raise InputError(f"{LOG_VARIABLE} is {encoding}; use one of {', '.join(LOG_ENCODINGS)}")
     # By its variable alone Ray would also log all that libraries say about their work.
     config = ray.LoggingConfig(encoding, log_level="WARNING", additional_log_standard_attrs=["name"])
     if RUN_VARIABLE not in os.environ:

@@ -51,8 +51,8 @@ def run_submit(stage: str, config_file: Path, overrides: Sequence[str], options:
 
 def _describe_commands(server: "JobServer", job_id: str) -> list[str]:
     return [
-        f"  watch it    ray job logs --follow --address {server.address} {job_id}",
-        f"  stop it     ray job stop --address {server.address} {job_id}",
+        f"  watch it    {server.ray_command('logs --follow', job_id)}",
+        f"  stop it     {server.ray_command('stop', job_id)}",
         f"  all runs    instruct-ray runs --address {server.address}",
     ]
 

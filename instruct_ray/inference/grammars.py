@@ -22,6 +22,11 @@ from instruct_ray.data.rendering.contract import PromptContract
 # `whitespace_pattern` may be repeated.)
 JSON_OPTIONS = {"whitespace_flexible": False, "key_separator": r":[ ]{0,1}", "item_separator": r",[ \n\t]{0,16}"}
 
+# Some bytes into the first key of an object.
+NUM_CHECKED_BYTES = 32
+# Not an error for us: llguidance's word for the end of a text.
+NOTHING_LEFT = "NoExtension"
+
 
 def choice_grammar(contract: PromptContract, texts: Sequence[str]) -> str:
     """The grammar of an answer that is one of some texts."""
@@ -37,9 +42,30 @@ def json_grammar(contract: PromptContract, schema: dict[str, Any]) -> str:
     """
     content = {**(schema or {"type": "object"}), "x-guidance": JSON_OPTIONS}
     grammar = LLMatcher.grammar_from_lark(_wrap(contract, f"%json {json.dumps(content)}"))
+    check_grammar(grammar)
+    return grammar
+
+
+def check_grammar(grammar: str) -> None:
+    """Check that a grammar can be decoded by, as far as its first bytes show.
+
+    Raises:
+        ValueError: it is not valid, no text follows it, or it is too large for llguidance.
+    """
     if problem := LLMatcher.validate_grammar(grammar):
         raise ValueError(problem)
-    return grammar
+    # Limits of llguidance show only while decoding. Byte by byte, which needs no tokenizer of a model.
+    tokenizer = LLTokenizer("byte")
+    matcher = LLMatcher(tokenizer, grammar, log_level=0)
+    for number in range(NUM_CHECKED_BYTES):
+        bits = np.unpackbits(np.frombuffer(matcher.compute_bitmask(), dtype=np.uint8), bitorder="little")
+        allowed = [int(token_id) for token_id in np.flatnonzero(bits) if token_id != tokenizer.eos_token]
+        if not allowed and number == 0:
+            raise ValueError("no text follows the grammar")
+        if not allowed or not matcher.consume_token(allowed[0]):
+            break
+    if matcher.is_error() and NOTHING_LEFT not in (problem := matcher.get_error()):
+        raise ValueError(problem)
 
 
 class Grammars:

@@ -4,6 +4,7 @@ An endpoint can load another model than it was told to, or leave an adapter out,
 answers of the tuned model and of its base; what an endpoint answers must be like the first and unlike the second.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -146,8 +147,19 @@ def _num_equal_tokens(row: RecordedRow, live: LiveAnswer, tolerance: float) -> i
     expected = row.tuned.token_ids
     for index, (token, other) in enumerate(zip(expected, live.token_ids, strict=False)):
         if token != other:
-            return index if row.tuned.gaps[index] <= 2 * tolerance else None
+            return index if _may_differ(row.tuned, live, index, tolerance) else None
     return len(expected) if len(expected) == len(live.token_ids) else None
+
+
+def _may_differ(expected: RecordedAnswer, live: LiveAnswer, index: int, tolerance: float) -> bool:
+    """Whether another token can be the most likely one if no log-probability moved by more than the tolerance."""
+    if expected.gaps[index] > 2 * tolerance:
+        return False
+    # The log-probability of a stop token is not known.
+    if index >= min(len(live.log_probs), len(expected.log_probs)):
+        return True
+    most_likely = expected.log_probs[index]
+    return most_likely - tolerance <= live.log_probs[index] <= most_likely - expected.gaps[index] + tolerance
 
 
 def _is_closer_to_base(pairs: Sequence[tuple[RecordedRow, LiveAnswer]]) -> bool:
@@ -168,4 +180,6 @@ def _distance(row: RecordedRow, live: LiveAnswer, *, of_base: bool) -> float:
 
 
 def _largest_difference(first: Sequence[float], second: Sequence[float]) -> float:
-    return max((abs(a - b) for a, b in zip(first, second, strict=False)), default=0.0)
+    differences = [abs(a - b) for a, b in zip(first, second, strict=False)]
+    # NaN is no agreement, but max() may pass over it.
+    return math.inf if any(map(math.isnan, differences)) else max(differences, default=0.0)

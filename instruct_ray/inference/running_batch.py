@@ -83,6 +83,8 @@ def end_rows_without_choice(rows: Sequence[BatchRow], largest_B: Tensor) -> None
     """End the rows whose largest logit is not finite: any token would do, and sampling one fails on a GPU for all."""
     for row, is_finite in zip(rows, largest_B.isfinite().tolist(), strict=True):
         if not is_finite:
+            # They may be what is not finite.
+            row.variant.prefixes.clear()
             row.finish("error", "the model's output is not finite, so no token can be chosen")
 
 

@@ -46,8 +46,9 @@ class TransformersEngine:
         takes_adapters: bool = False,
     ) -> None:
         self._model = load_for_inference(model_dir)
+        self._vocab_size = int(self._model.config.get_text_config(decoder=True).vocab_size)
         # Read now: the folder may be temporary.
-        self._grammars = Grammars(load_tokenizer(model_dir), contract.stop_token_id, self.vocab_size)
+        self._grammars = Grammars(load_tokenizer(model_dir), contract.stop_token_id, self._vocab_size)
         self._rules = BatchRules.from_model(self._model)
         for notice in self._rules.notices:
             logger.warning(notice)
@@ -73,7 +74,7 @@ class TransformersEngine:
     def submit(self, request: GenerationRequest) -> None:
         """Queue a request without waiting for its completion. It ends at once if the engine has failed."""
         with self._changed:
-            failure = self._failure
+            failure = self._failure if self._thread.is_alive() else self._failure or "the engine has stopped"
             if failure is None:
                 self._queue.append(request)
                 self._changed.notify_all()
@@ -114,7 +115,7 @@ class TransformersEngine:
     @property
     def vocab_size(self) -> int:
         """Number of token ids that the model can generate."""
-        return int(self._model.config.get_text_config(decoder=True).vocab_size)
+        return self._vocab_size
 
     @property
     def is_alive(self) -> bool:
@@ -124,7 +125,7 @@ class TransformersEngine:
     def _run(self) -> None:
         batch = self._batch
         while (requests := self._take_requests()) or batch.rows:
-            rows = [row for taken in requests if (row := self._make_row(*taken)) is not None]
+            rows = [row for taken in requests if (row := self._try_to_make_row(*taken)) is not None]
             running = [*batch.rows, *rows]
             try:
                 if rows:
@@ -132,7 +133,7 @@ class TransformersEngine:
                 if batch.rows:
                     batch.step()
             except torch.AcceleratorError as error:
-                self._fail(running, f"{type(error).__name__}: {one_line(error, MAX_ERROR_CHARACTERS)}")
+                self._fail(running, _describe(error))
                 return
             except Exception as error:  # any other failure ends the requests that it concerns, never the engine
                 if isinstance(error, torch.OutOfMemoryError):
@@ -142,7 +143,7 @@ class TransformersEngine:
                 going_on = set(batch.rows)
                 for row in running:
                     if row not in going_on:
-                        row.finish("error", f"{type(error).__name__}: {one_line(error, MAX_ERROR_CHARACTERS)}")
+                        row.finish("error", _describe(error))
 
     def _fail(self, running: Sequence[BatchRow], reason: str) -> None:
         """End all requests: after an error of a GPU's kernel, such as a failed assertion, the process can't use it."""
@@ -178,6 +179,14 @@ class TransformersEngine:
             self._changed.notify_all()
             return [(request, self._variants.get(request.adapter)) for request in taken]
 
+    def _try_to_make_row(self, request: GenerationRequest, variant: ModelVariant | None) -> BatchRow | None:
+        try:
+            return self._make_row(request, variant)
+        except Exception as error:  # ends this request alone
+            logger.exception("a request can't be begun")
+            _end_with_error(request, _describe(error))
+            return None
+
     def _make_row(self, request: GenerationRequest, variant: ModelVariant | None) -> BatchRow | None:
         """The request with its sampler; None if it ends here: it was cancelled, or it can't be answered."""
         sampling = request.sampling
@@ -188,8 +197,8 @@ class TransformersEngine:
             _end_with_error(request, f"the engine has no adapter {request.adapter}")
             return None
         # On a GPU an unknown token would end all requests, see `_fail`.
-        if not all(0 <= token_id < self.vocab_size for token_id in request.prompt_ids):
-            _end_with_error(request, f"the prompt has token ids that the model lacks; it has {self.vocab_size}")
+        if not all(0 <= token_id < self._vocab_size for token_id in request.prompt_ids):
+            _end_with_error(request, f"the prompt has token ids that the model lacks; it has {self._vocab_size}")
             return None
         try:
             grammar = None if sampling.grammar is None else self._grammars.start(sampling.grammar)
@@ -197,6 +206,10 @@ class TransformersEngine:
             _end_with_error(request, one_line(error, MAX_ERROR_CHARACTERS))
             return None
         return BatchRow(request, RowSampler(sampling, grammar, self._model.device), variant)
+
+
+def _describe(error: Exception) -> str:
+    return f"{type(error).__name__}: {one_line(error, MAX_ERROR_CHARACTERS)}"
 
 
 def _end_with_error(request: GenerationRequest, reason: str) -> None:

@@ -122,9 +122,13 @@ def _is_local(scope: Scope, headers: Headers) -> bool:
     client, host = scope.get("client"), headers.get("host", "")
     if client is None or any(name in headers for name in PROXY_HEADERS):
         return False
-    if "origin" in headers and urlsplit(headers["origin"]).netloc != host:
+    try:
+        if "origin" in headers and urlsplit(headers["origin"]).netloc != host:
+            return False
+        name = urlsplit(f"//{host}").hostname
+    except ValueError:
+        # No address at all, such as `[::1`.
         return False
-    name = urlsplit(f"//{host}").hostname
     return _is_loopback(client[0]) and (name == "localhost" or _is_loopback(name or ""))
 
 

@@ -41,8 +41,9 @@ def find_target(registry: ModelRegistry, name: str, alias: str) -> Target:
         if current is None:
             raise InputError(f"registered model {name} has no alias {alias}; it has {sorted(aliases)}")
         return Target(registry.get(name, current), f"no decision is recorded about {name}@{alias}")
-    if current == last.to_version or history.pending(alias, current) is not None:
-        # While a decision is being carried out the alias is still where it was.
+    is_pending = history.pending(alias, current) is not None and not last.is_reported
+    if current == last.to_version or is_pending:
+        # While a decision is being carried out the alias is still where it was; one that is reported was carried out.
         number, note = current or last.to_version, None
     else:
         number = last.to_version

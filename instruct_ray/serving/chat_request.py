@@ -6,7 +6,7 @@ from pydantic import ConfigDict, Field, model_validator
 
 from instruct_ray.data.rendering.contract import Message
 from instruct_ray.data.sources.tool_definitions import MAX_TOOLS
-from instruct_ray.serving.request_fields import GenerationFields, RequestObject
+from instruct_ray.serving.request_fields import GenerationFields, JsonSchema, RequestObject, SchemaName
 from instruct_ray.serving.tool_fields import (
     MessageToolCall,
     NamedToolChoice,
@@ -54,7 +54,7 @@ class TextPart(RequestObject):
     """A text part of a message; some clients send a list of parts instead of a string."""
 
     type: Literal["text"]
-    text: str
+    text: Annotated[str, Field(max_length=MAX_CHARACTERS)]
 
 
 class ChatMessage(RequestObject):
@@ -99,8 +99,8 @@ class JsonSchemaFormat(RequestObject):
 
     model_config = ConfigDict(populate_by_name=True)
 
-    name: str
-    json_schema: dict[str, Any] = Field(default_factory=dict, alias="schema")
+    name: SchemaName
+    json_schema: JsonSchema = Field(default_factory=dict, alias="schema")
     description: str | None = None
     strict: bool | None = None
 
@@ -150,7 +150,10 @@ class ChatRequest(GenerationFields):
         if self.top_logprobs and not self.logprobs:
             raise ValueError("top_logprobs needs logprobs=true")
         check_choice(self.tools, self.tool_choice, self.parallel_tool_calls)
-        check_results([message.to_message() for message in self.messages])
+        messages = [message.to_message() for message in self.messages]
+        if sum(len(message["content"]) for message in messages) > MAX_CHARACTERS:
+            raise ValueError(f"{self.prompt_field}: together they have more than {MAX_CHARACTERS} characters")
+        check_results(messages)
         return self
 
     @property

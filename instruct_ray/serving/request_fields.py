@@ -4,9 +4,10 @@ A request with a field or value that is not supported is rejected with its name;
 field counts as not set, as in OpenAI's API.
 """
 
+import re
 from typing import Annotated, Any, ClassVar
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 from instruct_ray.inference.engine import SamplingParams
 
@@ -15,8 +16,32 @@ MAX_CHOICES = 8
 MAX_BIASED_TOKENS = 1024
 UNUSED_STREAM_OPTIONS: dict[str, tuple[object, ...]] = {"include_obfuscation": (False,)}
 
+# Decimal, without leading zeros, so that no two keys are one token.
+TOKEN_ID = re.compile(r"0|[1-9][0-9]{0,9}", re.ASCII)
+# Schemas that are nested more deeply can't be sent to a replica.
+MAX_SCHEMA_DEPTH = 64
+
 Penalty = Annotated[float, Field(ge=-2, le=2, allow_inf_nan=False)]
 NonEmptyText = Annotated[str, Field(min_length=1)]
+
+
+def _check_depth(schema: dict[str, Any]) -> dict[str, Any]:
+    level: list[Any] = [schema]
+    for _ in range(MAX_SCHEMA_DEPTH):
+        level = [child for value in level for child in _children(value)]
+        if not level:
+            return schema
+    raise ValueError(f"the schema is nested more than {MAX_SCHEMA_DEPTH} deep")
+
+
+def _children(value: Any) -> list[Any]:
+    if isinstance(value, dict):
+        return list(value.values())
+    return value if isinstance(value, list) else []
+
+
+JsonSchema = Annotated[dict[str, Any], AfterValidator(_check_depth)]
+SchemaName = Annotated[str, Field(min_length=1, max_length=64)]
 
 
 class RequestObject(BaseModel):
@@ -76,8 +101,8 @@ class GenerationFields(RequestObject):
     def _check_fields(self) -> "GenerationFields":
         if isinstance(self.stop, list) and len(self.stop) > MAX_STOP_STRINGS:
             raise ValueError(f"stop takes at most {MAX_STOP_STRINGS} strings")
-        if any(not key.isdecimal() for key in self.logit_bias):
-            raise ValueError("logit_bias: its keys are token ids")
+        if not all(TOKEN_ID.fullmatch(key) for key in self.logit_bias):
+            raise ValueError("logit_bias: its keys are token ids, such as 15 or 40321")
         return self
 
     @property

@@ -6,7 +6,7 @@ from pydantic import ConfigDict, Field, TypeAdapter, model_validator
 
 from instruct_ray.data.sources.tool_definitions import MAX_TOOLS
 from instruct_ray.serving.chat_request import MAX_CHARACTERS, MAX_MESSAGES, ChatRequest
-from instruct_ray.serving.request_fields import RequestObject
+from instruct_ray.serving.request_fields import JsonSchema, RequestObject, SchemaName
 from instruct_ray.serving.responses_items import Item, ResponsesTool, ResponsesToolChoice, Text, to_chat_messages
 from instruct_ray.serving.tool_fields import Tool, ToolChoice, check_choice, check_results
 
@@ -40,8 +40,8 @@ class TextFormat(RequestObject):
     model_config = ConfigDict(populate_by_name=True)
 
     type: Literal["text", "json_object", "json_schema"] = "text"
-    name: str | None = None
-    json_schema: dict[str, Any] | None = Field(default=None, alias="schema")
+    name: SchemaName | None = None
+    json_schema: JsonSchema | None = Field(default=None, alias="schema")
     description: str | None = None
     strict: bool | None = None
 

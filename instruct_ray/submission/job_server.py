@@ -29,6 +29,8 @@ MAX_ERROR_CHARACTERS = 300
 HELPER_KEY, HELPER_SECONDS = "helper", 10.0
 # Hosts that Serve listens on, which are no address to ask.
 ALL_INTERFACES = ("0.0.0.0", "::", "")
+# Where Serve listens if it is told nothing.
+SERVE_DEFAULTS: dict[str, Any] = {"host": "127.0.0.1", "port": 8000}
 ENDED = (JobStatus.SUCCEEDED, JobStatus.FAILED, JobStatus.STOPPED)
 
 logger = logging.getLogger(__name__)
@@ -104,6 +106,11 @@ class JobServer:
         """All that a job has printed so far."""
         with self._errors():
             return str(self._client.get_job_logs(job_id))
+
+    def ray_command(self, command: str, job_id: str) -> str:
+        """A command of `ray job` about a job, for the user's shell. Without the variable Ray sends no token."""
+        variable = "RAY_AUTH_MODE=token " if os.environ.get("RAY_AUTH_MODE") == "token" else ""
+        return f"{variable}ray job {command} --address {self.address} {job_id}"
 
     def endpoints(self) -> list[str]:
         """The URLs of the applications that Ray Serve runs on the cluster, as its nodes reach them."""
@@ -189,12 +196,14 @@ def find_endpoints(details: Mapping[str, Any]) -> list[str]:
     """The URLs in what Serve says about itself (Ray's `ServeInstanceDetails`)."""
     # Every proxy takes requests for every application.
     addresses = [proxy["node_ip"] for proxy in details["proxies"].values() if proxy["status"] == "HEALTHY"]
-    host = details["http_options"]["host"]
+    # Only what was set; nothing where nothing is served.
+    options = SERVE_DEFAULTS | details.get("http_options", {})
+    host = options["host"]
     if host in ALL_INTERFACES:
         if not addresses:
             return []
         host = addresses[0]
-    base = f"http://{f'[{host}]' if ':' in host else host}:{details['http_options']['port']}"
+    base = f"http://{f'[{host}]' if ':' in host else host}:{options['port']}"
     return [
         f"{base}{application['route_prefix'].rstrip('/')}/v1"
         for application in details["applications"].values()

@@ -70,10 +70,13 @@ def _ask_version(url: str) -> str:
     """
     try:
         response = httpx.get(f"{url.rstrip('/').removesuffix(API_PATH)}/health", timeout=HEALTH_SECONDS)
-    except (httpx.HTTPError, httpx.InvalidURL) as error:
+    # A host name that can't be encoded is a UnicodeError.
+    except (httpx.HTTPError, httpx.InvalidURL, UnicodeError) as error:
         raise UnavailableError(f"the endpoint {url} can't be reached ({one_line(error)})") from None
-    is_json = response.headers.get("content-type", "").startswith("application/json")
-    values = response.json() if is_json else {}
+    try:
+        values = response.json()
+    except ValueError:
+        values = {}
     if response.status_code != httpx.codes.OK or not isinstance(values, dict) or not {"model", "version"} <= {*values}:
         raise UnavailableError(
             f"the endpoint {url} does not say which version it serves (HTTP status {response.status_code})"

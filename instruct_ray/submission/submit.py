@@ -74,5 +74,5 @@ def _check_unused(server: JobServer, job: JobConfig) -> None:
         if is_same and other.status not in ENDED:
             raise InputError(
                 f"job {other.submission_id} is working on run {run.name} ({values.get(STAGE_KEY)}); wait for it, or "
-                f"stop it: ray job stop --address {server.address} {other.submission_id}"
+                f"stop it: {server.ray_command('stop', str(other.submission_id))}"
             )

@@ -1,5 +1,6 @@
 """Recorded answers: log-probabilities of real models, and the check of an endpoint against them."""
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -81,6 +82,10 @@ def test_tokens_that_rounding_decides_may_differ() -> None:
     recorded = make_recorded(make_row((5, 6, 7), (1, 1, 1), gaps=(2.0, 0.01, 2.0)))
     check = check_live_answers(recorded, [LiveAnswer((5, 3, 3), (-1.02, -1.0, -4.0))])
     assert check.outcome == "reproduced"
+    # No other model's answer: its token is far from the two that are close.
+    for log_prob in (-50.0, -0.01, math.nan):
+        assert check_live_answers(recorded, [LiveAnswer((5, 3, 3), (-1.0, log_prob, -4.0))]).outcome == "different"
+    assert check_live_answers(recorded, [LiveAnswer((5, 6, 7), (-1.0, math.nan, -1.0))]).outcome == "different"
     assert check.largest_difference == pytest.approx(0.02)
 
 
@@ -88,7 +93,7 @@ def test_tokens_that_rounding_decides_may_differ() -> None:
 def test_other_token_is_allowed_where_both_may_have_moved_by_the_tolerance(gap: float, outcome: str) -> None:
     # In bf16, gaps are multiples of 1/8.
     recorded = make_recorded(make_row((5, 6, 7), (1, 1, 1), gaps=(2.0, gap, 2.0)))
-    answers = [LiveAnswer((5, 9, 9), (-1.0, -1.2, -3.0))]
+    answers = [LiveAnswer((5, 9, 9), (-1.0, -1.5, -3.0))]
     assert check_live_answers(recorded, answers, tolerance=0.5).outcome == outcome
 
 

@@ -122,6 +122,12 @@ def test_penalties_and_bias_change_logits_as_openai_defines() -> None:
 def test_schema_that_can_not_be_used_is_refused(engine: Engine, renderer: Renderer) -> None:
     with pytest.raises(ValueError, match="no such type"):
         json_grammar(renderer.contract, {"type": "no such type"})
+    for schema in ({"$ref": "#"}, {"allOf": [{"$ref": "#"}]}):
+        with pytest.raises(ValueError, match="no text follows the grammar"):
+            json_grammar(renderer.contract, schema)
+    properties = {f"property{number}": {"type": "string"} for number in range(1000)}
+    with pytest.raises(ValueError, match="items; max is"):
+        json_grammar(renderer.contract, {"type": "object", "properties": properties, "additionalProperties": False})
     # In the engine such a grammar ends its own request only.
     with pytest.raises(RuntimeError, match="the engine failed on 1 of 2 prompts: the grammar can't be used"):
         generate_all(engine, PROMPTS[:2], [SamplingParams(2), SamplingParams(2, grammar="start: undefined_rule")])

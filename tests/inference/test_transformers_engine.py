@@ -109,6 +109,13 @@ def test_output_that_is_not_finite_is_an_error(base_folder: Path, tmp_path: Path
         engine.close()
 
 
+def test_request_that_can_not_be_begun_ends_alone(engine: Engine) -> None:
+    with pytest.raises(RuntimeError, match="failed on 1 of 2 prompts: TypeError"):
+        generate_all(engine, [PROMPTS[0], ["no id"]], SamplingParams(2))  # type: ignore[list-item]
+    assert engine.is_alive
+    assert len(generate_all(engine, PROMPTS[:1], SamplingParams(2))) == 1
+
+
 def test_error_of_a_gpu_ends_all_requests_and_the_engine(base_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     engine = create_engine(base_folder, derive_renderer(base_folder, None).contract, ServingConfig(max_batch_size=1))
 

@@ -98,6 +98,13 @@ def test_tiny_temperature_is_greedy() -> None:
     assert not ChatRequest.model_validate(MINIMAL | {"temperature": 1e-4}).sampling_params(10).is_greedy
 
 
+def nest_schema(depth: int) -> dict[str, object]:
+    schema: dict[str, object] = {}
+    for _ in range(depth):
+        schema = {"items": schema}
+    return schema
+
+
 @pytest.mark.parametrize(
     "fields",
     [
@@ -128,6 +135,14 @@ def test_tiny_temperature_is_greedy() -> None:
         {"frequency_penalty": float("nan")},
         {"logit_bias": {"High": 1}},
         {"logit_bias": {"5": 101}},
+        {"logit_bias": {"9" * 5000: 1}},
+        {"logit_bias": {"05": 1}},
+        {"logit_bias": {"\u0663": 1}},
+        {"messages": [{"role": "user", "content": [{"type": "text", "text": "\ud800"}]}]},
+        {"messages": [{"role": "user", "content": [{"type": "text", "text": "a" * 1_000_001}]}]},
+        {"messages": [{"role": "user", "content": "a" * 600_000}] * 2},
+        {"response_format": {"type": "json_schema", "json_schema": {"name": "\ud800", "schema": {}}}},
+        {"response_format": {"type": "json_schema", "json_schema": {"name": "deep", "schema": nest_schema(65)}}},
         # Null is for fields that exist, and only for those that may be missing.
         {"temprature": None},
         {"model": None},

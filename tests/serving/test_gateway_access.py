@@ -41,6 +41,9 @@ def test_request_through_a_proxy_is_not_of_this_machine(header: str) -> None:
         ({"Origin": "null"}, 401),
         # A name that an attacker lets resolve to this machine.
         ({"Host": "other.example"}, 401),
+        ({"Host": "[::1"}, 401),
+        ({"Host": "a]b"}, 401),
+        ({"Origin": "http://["}, 401),
         ({"Origin": "http://other.example", "Host": "other.example"}, 401),
     ],
 )

@@ -47,3 +47,12 @@ def test_host_is_one_that_serve_listens_on(host: str, base: str) -> None:
 
 def test_applications_that_do_not_answer_are_left_out() -> None:
     assert find_endpoints(make_details("0.0.0.0", root="DEPLOYING", private="RUNNING")) == []
+
+
+@pytest.mark.parametrize("details", [{}, {"http_options": {}}, {"http_options": {"port": 8000}}], ids=str)
+def test_what_serve_was_not_told_is_its_default(details: dict[str, Any]) -> None:
+    values = make_details("127.0.0.1", root="RUNNING")
+    del values["http_options"]
+    assert find_endpoints(values | details) == ["http://127.0.0.1:8000/v1"]
+    # A cluster that serves nothing.
+    assert find_endpoints({"controller_info": {}, "proxies": {}, "applications": {}, "target_capacity": None}) == []

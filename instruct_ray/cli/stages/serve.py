@@ -1,6 +1,5 @@
 """`instruct-ray serve`: the serve stage, from version to endpoint."""
 
-import os
 import signal
 import socket
 import threading
@@ -20,7 +19,7 @@ def run_serve(config: Config) -> None:
         url = start_endpoint(config, status)
     name = config.registry.name
     print(f"serving models:/{name}@{config.registry.alias} at {url} (model={name})")
-    if not os.environ.get("RAY_ADDRESS"):
+    if not ray_session.names_cluster():
         print("stop it with Ctrl-C")
         _wait_for_stop()
         from ray import serve  # noqa: PLC0415  (takes seconds)
@@ -49,7 +48,7 @@ def start_endpoint(config: Config, status: Callable[[str], None]) -> str:
     args = AppArgs(registry=config.registry.model_copy(update={"uri": tracking_uri(config)}), serving=config.serving)
     status("looking up the version")
     ModelRegistry(require_registry_uri(config)).resolve(f"models:/{config.registry.name}@{config.registry.alias}")
-    if not os.environ.get("RAY_ADDRESS"):
+    if not ray_session.names_cluster():
         _check_port(config.serving.host, config.serving.port)
     ray_session.init_ray()
     status("starting Ray Serve and loading the model")
