@@ -79,8 +79,8 @@ TRAINER = Peer(
     },
 )
 PEERS = (TRL, TRAINER)
-# On a GPU, with the kernels of the package liger-kernel in TRL's best settings. FlashAttention, which TRL needs for
-# packing, is not a package on PyPI that fits this torch.
+# On a GPU, with the kernels of the package liger-kernel. Not measured yet; TRL's packing, which needs FlashAttention, is
+# not among the settings.
 GPU_TRL = Peer(
     "TRL",
     "trl",

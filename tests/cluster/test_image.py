@@ -1,4 +1,4 @@
-"""The image of cluster/Dockerfile is built and runs a stage; Debian with Python 3.11 stands for Ray's base image.
+"""The image of cluster/Dockerfile is built and runs a stage; the base image is Debian with Python 3.11 instead of Ray's.
 
 So Ray comes from PyPI here, and nothing is said about CUDA.
 """

@@ -24,7 +24,7 @@ authorization_function = mlflow.server.auth:authenticate_request_basic_auth
 
 
 class MlflowDeployment:
-    """The pod of MLflow's Deployment behind its service, with passwords; it has one worker process instead of four."""
+    """The pod of MLflow's Deployment and its service, with basic authentication and one worker process."""
 
     def __init__(self, namespace: Namespace, deployment: Document) -> None:
         self.database = PostgresServer(namespace.network.gateway)
