@@ -79,7 +79,7 @@ TRAINER = Peer(
     },
 )
 PEERS = (TRL, TRAINER)
-# On a GPU, with the kernels of the package liger-kernel. Not measured yet; TRL's packing, which needs FlashAttention, is
+# On a GPU, with the kernels of the package liger-kernel. Not measured yet. TRL's packing needs FlashAttention, so it is
 # not among the settings.
 GPU_TRL = Peer(
     "TRL",

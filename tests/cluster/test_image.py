@@ -1,6 +1,6 @@
-"""The image of cluster/Dockerfile is built and runs a stage; the base image is Debian with Python 3.11 instead of Ray's.
+"""The image of cluster/Dockerfile is built and runs a stage.
 
-So Ray comes from PyPI here, and nothing is said about CUDA.
+The base image is Debian with Python 3.11 instead of Ray's. So Ray comes from PyPI here, and nothing is said about CUDA.
 """
 
 from collections.abc import Iterator
