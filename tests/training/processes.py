@@ -49,11 +49,7 @@ def run_ranks(module: str, world_size: int, folder: Path, *arguments: str) -> li
 
 @contextmanager
 def process_group(rank: int, world_size: int, folder: Path) -> Iterator[None]:
-    """Join the process group of all ranks, and leave it when all of them have finished.
-
-    A rank that doesn't leave sometimes aborts at exit ("terminate called without an active exception"), because gloo's
-    threads use objects that are already destroyed.
-    """
+    """Join the process group of all ranks, and leave it when all of them have finished."""
     os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(world_size), "LOCAL_RANK": "0"}
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500"}
     torch.set_num_threads(1)
@@ -61,3 +57,16 @@ def process_group(rank: int, world_size: int, folder: Path) -> Iterator[None]:
     yield
     dist.barrier()
     dist.destroy_process_group()
+
+
+@contextmanager
+def rank_process(rank: int, world_size: int, folder: Path) -> Iterator[None]:
+    """`process_group` for a process that is one rank: the process ends with the block.
+
+    It ends without the interpreter's clean-up, in which gloo's threads once in many runs abort the process ("terminate
+    called without an active exception"), although its process groups were destroyed.
+    """
+    with process_group(rank, world_size, folder):
+        yield
+    sys.stdout.flush()
+    os._exit(0)

@@ -12,7 +12,7 @@ from torch import nn
 
 from instruct_ray.config.train import OffloadConfig, TrainConfig
 from instruct_ray.training.distributed.engine import DeepSpeedEngine
-from tests.training.processes import process_group
+from tests.training.processes import rank_process
 
 NUM_MICRO_BATCHES = 16
 # In bf16 1 + SMALL is 1, and so is every sum of 1 and SMALL in turn.
@@ -43,7 +43,7 @@ class Model(nn.Module):
 
 def main(rank: int, world_size: int, folder: Path) -> None:
     """Print the gradient of one step of each case that exists, as this rank's optimizer got it."""
-    with process_group(rank, world_size, folder):
+    with rank_process(rank, world_size, folder):
         gradients = {}
         for stage, offload in CASES:
             if (stage == 0 and offload != "plain") or (stage < 3 and offload == "both"):

@@ -26,7 +26,7 @@ from instruct_ray.training.model.packing_check import PackingCheck
 from instruct_ray.training.model.requirements import packed_attn_implementation
 from instruct_ray.training.worker.lr_schedule import learning_rate_at
 from instruct_ray.training.worker.step import make_loss_fn, summarize_step, train_step
-from tests.training.processes import process_group
+from tests.training.processes import rank_process
 from tests.training.tiny_models import CPU
 
 PACKS_PER_STEP = 4
@@ -46,7 +46,7 @@ VARIANTS: dict[str, tuple[dict[str, Any], LoraConfig | None]] = {
 def main(rank: int, world_size: int, folder: Path, stage: str, variant: str) -> None:
     """Train all steps of a plan, as the train loop does."""
     options, lora = VARIANTS[variant]
-    with process_group(rank, world_size, folder):
+    with rank_process(rank, world_size, folder):
         values = {"zero_stage": int(stage), "precision": "fp32", "learning_rate": 3e-3}
         train = TrainConfig.model_validate(values | options)
         dataset, hf_config = PackedDataset.open(folder / "packs"), AutoConfig.from_pretrained(folder / "base")

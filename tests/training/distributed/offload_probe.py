@@ -17,7 +17,7 @@ from transformers import LlamaForCausalLM
 from instruct_ray.config.train import OffloadConfig, TrainConfig
 from instruct_ray.training.distributed.engine import DeepSpeedEngine
 from instruct_ray.training.model.load import DTYPES
-from tests.training.processes import process_group
+from tests.training.processes import rank_process
 
 NUM_STEPS, NUM_MICRO_BATCHES = 6, 2
 # The checkpoint is made after this step.
@@ -33,7 +33,7 @@ KINDS = {
 
 def main(rank: int, world_size: int, folder: Path, stage: int, precision: str) -> None:
     """Train with each kind that the stage supports: from the start, and resumed from two checkpoints."""
-    with process_group(rank, world_size, folder):
+    with rank_process(rank, world_size, folder):
         losses_by_kind = {}
         for kind in ("none", "optimizer") if stage < 3 else KINDS:
             values = {"zero_stage": stage, "precision": precision, "offload": KINDS[kind].model_dump()}

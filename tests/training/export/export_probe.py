@@ -26,7 +26,7 @@ from instruct_ray.training.model.load import DTYPES, load_model
 from instruct_ray.training.model.loss import pack_loss
 from instruct_ray.training.model.requirements import packed_attn_implementation
 from instruct_ray.training.model.tree_mask import MaskLayout
-from tests.training.processes import process_group
+from tests.training.processes import rank_process
 from tests.training.tiny_models import CPU
 
 # Case -> (base model, adapters).
@@ -201,7 +201,7 @@ def run_case(rank: int, folder: Path, stage: int, precision: str, case: str) -> 
 
 def main(rank: int, world_size: int, folder: Path, stage: str, precision: str) -> None:
     """Run all cases, one after the other."""
-    with process_group(rank, world_size, folder):
+    with rank_process(rank, world_size, folder):
         print(json.dumps({case: run_case(rank, folder, int(stage), precision, case) for case in CASES}))
 
 

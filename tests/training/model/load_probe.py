@@ -17,7 +17,7 @@ from torch import nn
 from instruct_ray.config.train import TrainConfig
 from instruct_ray.training.distributed.engine import DeepSpeedEngine
 from instruct_ray.training.model.load import load_model
-from tests.training.processes import process_group
+from tests.training.processes import rank_process
 
 
 class PeakMemory:
@@ -35,7 +35,7 @@ class PeakMemory:
 
 def main(rank: int, world_size: int, folder: Path, stage: int) -> None:
     """Measure the peak of loading, the size of the loaded weights, and the peak of building the engine."""
-    with process_group(rank, world_size, folder):
+    with rank_process(rank, world_size, folder):
         train = TrainConfig.model_validate({"zero_stage": stage})
         sizes: dict[str, int] = {}
         peak = PeakMemory()

@@ -14,14 +14,14 @@ from instruct_ray.config.train import TrainConfig
 from instruct_ray.training.distributed.engine import DeepSpeedEngine
 from instruct_ray.training.model.load import load_model
 from tests.training.distributed.offload_probe import CHECKPOINT_STEP, NUM_MICRO_BATCHES, TAG, train_steps
-from tests.training.processes import process_group
+from tests.training.processes import rank_process
 
 LORA = LoraConfig(rank=4, quantize="4bit")
 
 
 def main(rank: int, world_size: int, folder: Path, stage: int) -> None:
     """Train from the start to the end, and again from the checkpoint in the middle."""
-    with process_group(rank, world_size, folder):
+    with rank_process(rank, world_size, folder):
         train = TrainConfig.model_validate({"zero_stage": stage, "learning_rate": 1e-2})
 
         def build_engine() -> DeepSpeedEngine:

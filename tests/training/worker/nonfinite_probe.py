@@ -16,7 +16,7 @@ from instruct_ray.config.train import TrainConfig
 from instruct_ray.training.distributed.engine import DeepSpeedEngine
 from instruct_ray.training.model.load import DTYPES
 from tests.training.distributed.offload_probe import KINDS
-from tests.training.processes import process_group
+from tests.training.processes import rank_process
 
 NUM_MICRO_BATCHES = 2
 # By kind of offloading.
@@ -25,7 +25,7 @@ STAGES = {"none": (0, 1, 2, 3), "optimizer": (1, 2, 3), "parameters": (3,), "bot
 
 def main(rank: int, world_size: int, folder: Path, kind: str) -> None:
     """Train one engine after the other, at the stages that support the kind."""
-    with process_group(rank, world_size, folder):
+    with rank_process(rank, world_size, folder):
         steps = {}
         for stage in STAGES[kind]:
             for precision in DTYPES:
