@@ -4,19 +4,17 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
-from urllib.parse import unquote
 
 from instruct_ray.config.gate import GateConfig
 from instruct_ray.config.load import load_config
 from instruct_ray.config.schema import RegistryConfig
 from instruct_ray.errors import EXIT_REFUSED, InputError
-from instruct_ray.tracking.mlflow_client import require_registry_uri
+from instruct_ray.tracking.mlflow_client import missing_database, require_registry_uri
 
 if TYPE_CHECKING:
     from instruct_ray.registry.model_registry import ModelRegistry
     from instruct_ray.tracking.decision_records import Decision
 
-SQLITE_PREFIX = "sqlite:///"
 # Forbidden in names; they would end the name in a query or reference.
 SEPARATORS = "@/:'\"`"
 
@@ -48,8 +46,7 @@ class RegistryPlace:
             return RegistrySettings(require_registry_uri(config), config.registry.alias, config.registry.gate)
         if self.config_file is not None or self.uri is None:
             raise InputError("give the registry: --config FILE, or --registry URI")
-        # Connecting to a new URI would create a database.
-        if self.uri.startswith(SQLITE_PREFIX) and not Path(unquote(self.uri.removeprefix(SQLITE_PREFIX))).is_file():
+        if missing_database(self.uri) is not None:
             raise InputError(f"--registry: no database {self.uri}")
         defaults = RegistryConfig(name="any")
         return RegistrySettings(self.uri, defaults.alias, defaults.gate)

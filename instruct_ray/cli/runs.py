@@ -20,7 +20,7 @@ NOTHING = "–"
 
 
 def run_runs(storages: Sequence[Path], address: str | None, endpoints: Sequence[str], *, as_json: bool) -> None:
-    """List the runs: of folders that this machine sees, or with `address` of those that the cluster sees.
+    """List the runs: of folders that this machine sees, or with `address` those that the cluster sees.
 
     Raises:
         InputError: a storage is no folder, or neither storage nor cluster is given.
@@ -45,10 +45,13 @@ def run_runs(storages: Sequence[Path], address: str | None, endpoints: Sequence[
         server = JobServer(access.address)
         jobs = find_jobs(server)
         wanted = [str(storage) for storage in storages] or sorted({storage for storage, _ in jobs})
-        if not wanted:
-            raise InputError(f"{server.address} knows no job of `instruct-ray submit`; give --storage PATH")
-        runs = fetch_runs(server, wanted, [*server.endpoints(), *endpoints], _warn)
-    print_runs(runs, jobs)
+        runs = fetch_runs(server, wanted, [*server.endpoints(), *endpoints], _warn) if wanted else []
+    if wanted:
+        print_runs(runs, jobs)
+    else:
+        print(
+            f"no runs: {server.address} knows no job of `instruct-ray submit`; --storage PATH lists a folder's"
+        )
 
 
 def _warn(message: str) -> None:

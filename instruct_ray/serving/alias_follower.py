@@ -89,7 +89,7 @@ def find_further_version(registry: ModelRegistry, name: str, followed_alias: str
     history = registry.history(name)
     champions = history.champions(followed_alias)
     if len(champions) < 2:
-        raise InputError(f"no decision is recorded that replaced a version of {name}@{followed_alias}")
+        raise InputError(f"no version of {name}@{followed_alias} to go back to is recorded")
     version = registry.get(name, champions[-2])
     if (decision := _last_move_to(history, followed_alias, version.number)) is not None:
         _check_files(version, decision)

@@ -8,7 +8,7 @@ import httpx
 from instruct_ray.errors import InputError, UnavailableError, one_line
 from instruct_ray.run.frozen import read_registry_uri
 from instruct_ray.run.summary import RunSummary
-from instruct_ray.tracking.mlflow_client import local_database, local_registry_uri
+from instruct_ray.tracking.mlflow_client import local_registry_uri, missing_database
 from instruct_ray.tracking.registry_reader import RegistryReader
 
 HEALTH_SECONDS = 5.0
@@ -38,7 +38,8 @@ def add_aliases(runs: Sequence[RunSummary], warn: Warn) -> list[RunSummary]:
 def add_endpoints(runs: Sequence[RunSummary], urls: Sequence[str], warn: Warn) -> list[RunSummary]:
     """Add the endpoint that serves a run's version. One that does not say what it serves is none's, and `warn` is told.
 
-    `urls` are those of the API, `http://HOST:PORT/v1`.
+    An endpoint does not say which registry it reads, so one whose NAME/NUMBER exists in registries of several runs is
+    none's either. `urls` are those of the API, `http://HOST:PORT/v1`.
     """
     served: dict[str, str] = {}
     for url in urls:
@@ -46,16 +47,20 @@ def add_endpoints(runs: Sequence[RunSummary], urls: Sequence[str], warn: Warn) -
             served[_ask_version(url)] = url
         except UnavailableError as error:
             warn(str(error))
+    registries: dict[str, set[str]] = {}
+    for run in runs:
+        if run.version in served:
+            registries.setdefault(run.version, set()).add(_registry_uri(run) or run.storage)
+    for version in [version for version, uris in registries.items() if len(uris) > 1]:
+        warn(f"{served.pop(version)} serves {version}, which is in several registries; whose it is is not shown")
     return [run.model_copy(update={"endpoint": served.get(run.version)}) if run.version else run for run in runs]
 
 
 def _registry_uri(run: RunSummary) -> str | None:
     """The registry that the run was registered in; None if it is a database that is not there."""
     storage = Path(run.storage)
-    if uri := read_registry_uri(storage / run.name):
-        return uri
-    # Connecting would create it.
-    return local_registry_uri(storage) if local_database(storage).is_file() else None
+    uri = read_registry_uri(storage / run.name) or local_registry_uri(storage)
+    return uri if missing_database(uri) is None else None
 
 
 def _by_number(aliases: dict[str, str]) -> dict[str, list[str]]:

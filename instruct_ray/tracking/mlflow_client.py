@@ -4,7 +4,7 @@ import logging
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING
-from urllib.parse import quote
+from urllib.parse import quote, unquote
 
 from instruct_ray.config.schema import Config
 from instruct_ray.errors import InputError
@@ -12,6 +12,7 @@ from instruct_ray.errors import InputError
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
+SQLITE_PREFIX = "sqlite:///"
 # Without it MLflow's pages show what belongs to prompts and agents, not to training runs.
 EXPERIMENT_TAGS = {"mlflow.experimentKind": "custom_model_development"}
 
@@ -24,18 +25,27 @@ def tracking_uri(config: Config) -> str:
 def local_registry_uri(storage: Path) -> str:
     """The URI of the SQLite file in a storage of runs."""
     # Quoted: the folder's name may contain % or ?, which mean something in a URI.
-    return f"sqlite:///{quote(str(local_database(storage)))}"
+    return f"{SQLITE_PREFIX}{quote(str(local_database(storage)))}"
 
 
 def require_registry_uri(config: Config) -> str:
     """Return the URI of a registry that exists. For readers: connecting to a new URI would create a database.
 
     Raises:
-        InputError: nothing has been registered in `run.storage` yet.
+        InputError: nothing has been registered yet: it is a SQLite file that is not there.
     """
-    if config.registry.uri is None and not local_database(config.run.storage).is_file():
-        raise InputError(f"nothing is registered under {config.run.storage}; run `instruct-ray register` first")
-    return tracking_uri(config)
+    uri = tracking_uri(config)
+    if (database := missing_database(uri)) is not None:
+        raise InputError(f"nothing is registered: no database {database}; run `instruct-ray register` first")
+    return uri
+
+
+def missing_database(uri: str) -> Path | None:
+    """The SQLite file that a URI names and that is not there. Connecting would create it."""
+    if not uri.startswith(SQLITE_PREFIX):
+        return None
+    database = Path(unquote(uri.removeprefix(SQLITE_PREFIX)))
+    return None if database.is_file() else database
 
 
 def local_database(storage: Path) -> Path:

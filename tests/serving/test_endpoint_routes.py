@@ -109,7 +109,7 @@ def test_models_and_health_routes_name_the_versions(endpoint: openai.OpenAI) -> 
     assert listed == {"tiny": "1", "tiny@champion": "1", "tiny/1": "1", "tiny@base": "base"}
     assert [endpoint.models.retrieve(name).id for name in ("tiny", "tiny/1")] == ["tiny", "tiny/1"]
     health = client.get(f"http://127.0.0.1:{PORT}/health").json()
-    reason = "no decision is recorded that replaced a version of tiny@champion"
+    reason = "no version of tiny@champion to go back to is recorded"
     assert health == {
         "status": "ok", "model": "tiny", "version": "1", "not_followed": None, "not_served": {"tiny@previous": reason}
     }  # fmt: skip

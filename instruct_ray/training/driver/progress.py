@@ -34,7 +34,9 @@ class Progress:
             parts.append(f"MFU {metrics['mfu']:.0%}")
         if "gpu_peak_bytes" in metrics:
             parts.append(f"GPU memory {metrics['gpu_peak_bytes'] / 2**30:.1f} GiB")
-        return "  ".join([*parts, f"{timedelta(seconds=round(seconds_left))} left"])
+        is_last = metrics["step"] == metrics["num_steps"]
+        rest = "exporting the model" if is_last else f"{timedelta(seconds=round(seconds_left))} left"
+        return "  ".join([*parts, rest])
 
     def _sum(self, key: str) -> float:
         return float(sum(metrics[key] for metrics in self._last_steps))

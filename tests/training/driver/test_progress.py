@@ -23,6 +23,10 @@ def test_status_line_shows_metrics_and_time_left() -> None:
     )
 
 
+def test_after_the_last_step_the_model_is_exported() -> None:
+    assert Progress().format_step(METRICS | {"step": 100}).endswith("data wait 5%  exporting the model")
+
+
 def test_rates_are_averages_over_the_last_steps() -> None:
     progress = Progress()
     progress.format_step(METRICS | {"seconds": 1000.0})

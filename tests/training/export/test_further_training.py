@@ -245,7 +245,7 @@ def test_missing_version_is_reported(make_run: MakeRun, adapter_run: Config, ref
 
 
 def test_missing_registry_is_reported(make_config: Callable[..., Config]) -> None:
-    with pytest.raises(InputError, match="nothing is registered under"):
+    with pytest.raises(InputError, match="nothing is registered: no database"):
         resolve_base_model(make_config(model={"base": "models:/tiny@champion"}))
 
 
