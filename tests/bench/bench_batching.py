@@ -16,10 +16,11 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 from instruct_ray.data.rendering.renderer import Renderer
+from instruct_ray.inference.batch_rules import BatchRules
 from instruct_ray.inference.engine import GenerationRequest, SamplingParams
-from instruct_ray.inference.static_batch import StaticBatch
 from instruct_ray.inference.transformers_engine import TransformersEngine
 from tests.bench import machine
 from tests.bench.examples import make_renderer, resolve_base
@@ -42,11 +43,13 @@ def load_engine(folder: Path, renderer: Renderer, side: str) -> TransformersEngi
     """Load a model into an engine of one side."""
     # -1: answers end at their limits, whatever the model says.
     contract = replace(renderer.contract, stop_token_id=-1)
-    engine = TransformersEngine(folder, contract, BATCH_SIZE, prefix_cache_tokens=0)
-    if side == "whole":
-        engine._rules = replace(engine._rules, allows_joining=False)
-        engine._batch = StaticBatch(engine._model, contract, engine._rules, engine._switch)
-    return engine
+
+    def find_rules(model: Any) -> BatchRules:
+        return replace(rules_of(model), allows_joining=side == "join")
+
+    rules_of = BatchRules.from_model
+    with patch.object(BatchRules, "from_model", find_rules):
+        return TransformersEngine(folder, contract, BATCH_SIZE, prefix_cache_tokens=0)
 
 
 def run(engine: TransformersEngine, prompts: Sequence[list[int]]) -> tuple[float, list[Timing]]:
