@@ -49,9 +49,7 @@ def run_runs(storages: Sequence[Path], address: str | None, endpoints: Sequence[
     if wanted:
         print_runs(runs, jobs)
     else:
-        print(
-            f"no runs: {server.address} knows no job of `instruct-ray submit`; --storage PATH lists a folder's"
-        )
+        print(f"no runs: {server.address} knows no job of `instruct-ray submit`; --storage PATH lists a folder's")
 
 
 def _warn(message: str) -> None:

@@ -1,7 +1,8 @@
 """`instruct-ray submit`: runs a stage as a job on a cluster, and follows its log."""
 
+import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,6 +13,8 @@ from instruct_ray.submission.access import open_access
 from instruct_ray.submission.job_config import JobConfig
 
 if TYPE_CHECKING:
+    from ray.job_submission import JobDetails
+
     from instruct_ray.submission.job_server import JobServer
 
 STAGES = ("prepare", "tune", "evaluate", "register", "pipeline", "serve", "doctor", "benchmark", "learning-curve")
@@ -57,14 +60,28 @@ def _describe_commands(server: "JobServer", job_id: str) -> list[str]:
     ]
 
 
+def _print_log(texts: "Generator[str, None, JobDetails]") -> "JobDetails":
+    while True:
+        try:
+            text = next(texts)
+        except StopIteration as end:
+            details: JobDetails = end.value
+            return details
+        print(text, end="", flush=True)
+
+
 def _follow(server: "JobServer", job_id: str) -> int:
     """Print the log of a job until it ends; returns its exit code."""
     try:
-        details = server.follow(job_id, lambda text: print(text, end="", flush=True))
-    except KeyboardInterrupt:
+        details = _print_log(server.follow(job_id))
+    except (KeyboardInterrupt, BrokenPipeError) as error:
         print(f"\njob {job_id} goes on without this command", file=sys.stderr)
         print("\n".join(_describe_commands(server, job_id)), file=sys.stderr, flush=True)
-        return EXIT_INTERRUPTED
+        if isinstance(error, KeyboardInterrupt):
+            return EXIT_INTERRUPTED
+        # Nobody reads the output any more, as behind `| head`; Python would fail on writing the rest of it.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return EXIT_FAILED
     if details.status == "STOPPED":
         print(f"error: job {job_id} was stopped; submit it again to resume", file=sys.stderr)
         return EXIT_TERMINATED

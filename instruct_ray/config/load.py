@@ -21,11 +21,20 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> Config:
     Raises:
         InputError: the file is missing or not a mapping, or a key or value is invalid; names file and key.
     """
+    return parse_config(*read_text(path), overrides)
+
+
+def read_text(path: Path) -> tuple[str, str]:
+    """Read a config file, or standard input for `-`; returns its text and what messages call it.
+
+    Raises:
+        InputError: there is no such file.
+    """
     if path == STANDARD_INPUT:
-        return parse_config(sys.stdin.read(), "standard input", overrides)
+        return sys.stdin.read(), "standard input"
     if not path.is_file():
         raise InputError(f"{path}: no such config file")
-    return parse_config(path.read_text(), str(path), overrides)
+    return path.read_text(), str(path)
 
 
 def parse_config(text: str, name: str, overrides: Sequence[str] = ()) -> Config:

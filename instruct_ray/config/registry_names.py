@@ -70,6 +70,6 @@ def describe_client_problem(name: str) -> str | None:
     if "codex" not in lower and not lower.startswith(RESPONSES_PREFIXES):
         return None
     return (
-        f"registry.name: LangChain sends requests for a model named {name!r} to /v1/responses, which the endpoint does "
-        "not have; use another name, or ChatOpenAI(use_responses_api=False)"
+        f"registry.name: LangChain sends requests for a model named {name!r} to /v1/responses, which has no stop, seed "
+        "and n; use another name, or ChatOpenAI(use_responses_api=False)"
     )

@@ -9,7 +9,8 @@ from typing import Literal, Protocol
 
 # "length": max_new_tokens were generated; "cancelled": the client no longer wants the completion.
 FinishReason = Literal["stop", "length", "cancelled", "error"]
-
+# How `GenerationRequest.error` begins when memory ran out: the name of torch's exception.
+OUT_OF_MEMORY = "OutOfMemoryError"
 
 # Below it, dividing logits by the temperature could overflow, and no other token would be sampled anyway.
 MIN_TEMPERATURE = 1e-5
@@ -154,6 +155,7 @@ def generate_all(
 
     Raises:
         RuntimeError: the engine failed on at least one prompt; names the first error.
+        MemoryError: the same, since memory ran out.
     """
     params = [sampling] * len(prompts) if isinstance(sampling, SamplingParams) else sampling
     tokens: list[list[Token]] = [[] for _ in prompts]
@@ -177,5 +179,6 @@ def generate_all(
         num_finished.acquire()
     if num_failed := finish_reasons.count("error"):
         [first_error, *_] = [request.error for request in requests if request.error]
-        raise RuntimeError(f"the engine failed on {num_failed} of {len(prompts)} prompts: {first_error}")
+        message = f"the engine failed on {num_failed} of {len(prompts)} prompts: {first_error}"
+        raise MemoryError(message) if first_error.startswith(OUT_OF_MEMORY) else RuntimeError(message)
     return [Completion(found, reason) for found, reason in zip(tokens, finish_reasons, strict=True)]

@@ -4,13 +4,14 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 from llguidance import LLMatcher
 
 from instruct_ray.data.rendering.contract import PromptContract
 from instruct_ray.data.rendering.tool_format import CallSyntax
-from instruct_ray.inference.grammars import JSON_OPTIONS, quote
+from instruct_ray.inference.grammars import JSON_OPTIONS, check_grammar, quote
 
 # The model could go on calling until its limit.
 MAX_CALLS = 16
@@ -58,6 +59,7 @@ def tool_grammar(
     for number, function in enumerate(rules.functions):
         start = write(syntax.before_name + function["name"] + syntax.between)
         schema = _json(function.get("parameters") or {"type": "object"})
+        _check_schema(schema)
         lines.append(f"f{number}: {start} {schema} {write(syntax.after_arguments)}")
     if rules.must_call:
         lines.append("start: calls")
@@ -106,6 +108,12 @@ class _Writer:
             f"<[{self._special_tokens[part]}]>" if part in self._special_tokens else quote(part) for part in parts
         ]
         return " ".join(written) or '""'
+
+
+@lru_cache(maxsize=1024)
+def _check_schema(schema: str) -> None:
+    """Check a schema alone: the whole grammar has tokens of a model, without which it can't be tried."""
+    check_grammar(LLMatcher.grammar_from_lark(f"start: {schema}"))
 
 
 def _json(schema: dict[str, Any]) -> str:

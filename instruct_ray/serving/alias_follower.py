@@ -19,11 +19,11 @@ class Target:
     """The version to serve."""
 
     version: ModelVersion
-    note: str | None = None
+    note: str | None
     """Why it is not the one under the alias, if it is not."""
-    decision_id: str | None = None
-    """Of the decision that put it there; None if none is recorded."""
-    is_rollback: bool = False
+    decision_id: str
+    """Of the decision that put it there."""
+    is_rollback: bool
     """Whether that decision was a rollback."""
 
 
@@ -40,7 +40,10 @@ def find_target(registry: ModelRegistry, name: str, alias: str) -> Target:
     if last is None:
         if current is None:
             raise InputError(f"registered model {name} has no alias {alias}; it has {sorted(aliases)}")
-        return Target(registry.get(name, current), f"no decision is recorded about {name}@{alias}")
+        raise InputError(
+            f"no decision is recorded that put version {current} under {name}@{alias}; "
+            f"use `instruct-ray promote {name} {current}`"
+        )
     is_pending = history.pending(alias, current) is not None and not last.is_reported
     if current == last.to_version or is_pending:
         # While a decision is being carried out the alias is still where it was; one that is reported was carried out.

@@ -60,6 +60,9 @@ def parse_keys(text: str, source: str) -> dict[str, ApiKey]:
         problem = error.errors()[0]
         place = ".".join(str(part) for part in problem["loc"]) or "the file"
         raise InputError(f"{source}: {place}: {problem['msg']}; needs a list of name and sha256") from None
+    # Bytes that YAML does not allow, a date that does not exist, lists in lists without end.
+    except (yaml.YAMLError, ValueError, RecursionError):
+        raise InputError(f"{source}: not valid YAML") from None
     for field in ("name", "sha256"):
         values = [str(vars(key)[field]) for key in keys]
         if repeated := sorted({value for value in values if values.count(value) > 1}):

@@ -51,10 +51,12 @@ def add_error_handlers(api: FastAPI) -> None:
 
 async def _handle_invalid_request(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, RequestValidationError)
-    # Of a field that may have several types, the type that fitted best.
-    problem = max(error.errors(), key=lambda one: len(one["loc"]))
-    # The path of the field, without its value: a response must not repeat what the client sent.
-    param = ".".join(str(part) for part in problem["loc"][1:] if not _is_type_name(part)) or None
+    # Of a field that may have several types, the type that fitted best: one that fits but for its value.
+    problem = max(error.errors(), key=lambda one: (len(one["loc"]), not one["type"].endswith("_type")))
+    # The path of the field, without its value: a response must not repeat what the client sent. Of a body that is not
+    # JSON it is a position.
+    path = () if problem["type"] == "json_invalid" else problem["loc"][1:]
+    param = ".".join(str(part) for part in path if not _is_type_name(part)) or None
     is_unknown_field = problem["type"] == "extra_forbidden"
     message = "not supported by this endpoint" if is_unknown_field else problem["msg"]
     return error_response(400, build_error(f"{param}: {message}" if param else message, param=param))

@@ -98,8 +98,11 @@ class ResponsesRequest(RequestObject):
         messages = [] if isinstance(self.input, str) else to_chat_messages(self.input)
         if len(messages) + (self.instructions is not None) > MAX_MESSAGES:
             raise ValueError(f"input and instructions have more than {MAX_MESSAGES} messages")
-        if any(len(message["content"]) > MAX_CHARACTERS for message in messages):
-            raise ValueError(f"input: a message has more than {MAX_CHARACTERS} characters")
+        texts = [self.instructions or "", self.input if isinstance(self.input, str) else ""]
+        if sum(map(len, [*texts, *(message["content"] for message in messages)])) > MAX_CHARACTERS:
+            raise ValueError(f"input and instructions have more than {MAX_CHARACTERS} characters")
+        if any(len(message.get("tool_calls", ())) > MAX_TOOLS for message in messages):
+            raise ValueError(f"input: more than {MAX_TOOLS} calls follow each other")
         check_results(messages)
         if self._chat_choice in ("none", "auto") and not self.tools:
             return self

@@ -68,7 +68,10 @@ def _find_address(address: str | None) -> str:
     found = address or os.environ.get("RAY_API_SERVER_ADDRESS") or os.environ.get("RAY_ADDRESS")
     if not found:
         raise InputError("no cluster is named: give --address http://HEAD:8265, or set RAY_API_SERVER_ADDRESS")
-    parts = urlsplit(found)
+    try:
+        parts = urlsplit(found)
+    except ValueError as error:
+        raise InputError(f"--address: {found!r} is not the address of a dashboard ({one_line(error)})") from None
     if parts.scheme not in ("http", "https") or not parts.hostname:
         raise InputError(f"--address: {found!r} is not the address of a dashboard; write http://HEAD:8265")
     return found.rstrip("/")
@@ -77,7 +80,8 @@ def _find_address(address: str | None) -> str:
 def _asks_for_token(address: str) -> bool:
     try:
         response = httpx.get(f"{address}/api/jobs/{NO_JOB}", timeout=TIMEOUT_SECONDS)
-    except httpx.HTTPError as error:
+    # A host name that can't be encoded is a UnicodeError.
+    except (httpx.HTTPError, httpx.InvalidURL, UnicodeError) as error:
         raise UnavailableError(
             f"{address} can't be reached ({one_line(error)}); check the address, and that the cluster runs and its "
             "dashboard's port is forwarded"

@@ -6,9 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
-from instruct_ray.config.load import parse_config, read_values
+from instruct_ray.config.load import parse_config, read_text, read_values
 from instruct_ray.config.schema import Config
 from instruct_ray.errors import InputError
 
@@ -30,17 +29,15 @@ class JobConfig:
 
     @classmethod
     def load(cls, path: Path, overrides: Sequence[str]) -> "JobConfig":
-        """Read and validate a config.
+        """Read and validate a config; `-` is standard input.
 
         Raises:
             InputError: it is invalid, or no job can be run with it.
         """
-        if not path.is_file():
-            raise InputError(f"{path}: no such config file")
-        text = path.read_text()
-        config = parse_config(text, str(path), overrides)
-        job = cls(text, tuple(overrides), read_values(text, str(path), overrides), config)
-        job._check_sent(path)
+        text, name = read_text(path)
+        config = parse_config(text, name, overrides)
+        job = cls(text, tuple(overrides), read_values(text, name, overrides), config)
+        job._check_sent(name)
         return job
 
     def command(self, stage: str) -> str:
@@ -62,17 +59,12 @@ class JobConfig:
         names = [base.removeprefix(PACKAGE)] if base.startswith(PACKAGE) else []
         return [*names, *([metric.partition(":")[0]] if metric else [])]
 
-    def _check_sent(self, path: Path) -> None:
+    def _check_sent(self, name: str) -> None:
         storage = str(self.values["run"]["storage"])
         if not Path(storage).expanduser().is_absolute():
             raise InputError(
-                f"{path}: run.storage: {storage} is relative; a job needs a folder that all nodes of the cluster see, "
+                f"{name}: run.storage: {storage} is relative; a job needs a folder that all nodes of the cluster see, "
                 "such as run.storage=/mnt/shared/runs"
             )
-        if self.config.registry.uri is not None and urlsplit(self.config.registry.uri).password:
-            raise InputError(
-                f"{path}: registry.uri has a password, which the dashboard would show; leave it out and set "
-                "MLFLOW_TRACKING_PASSWORD, or PGPASSWORD for PostgreSQL, on the cluster"
-            )
         if re.search(rf"^{END}$", self.text, re.MULTILINE):
-            raise InputError(f"{path}: the line {END} would end the config; remove it")
+            raise InputError(f"{name}: the line {END} would end the config; remove it")

@@ -5,8 +5,8 @@ import logging
 import os
 import time
 import uuid
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Generator, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -23,6 +23,8 @@ AGENT_SECONDS = 60.0
 RETRY_SECONDS = 2.0
 # A connection that breaks while a job is followed is tried again for so long.
 RECONNECT_SECONDS = 120.0
+# A connection without a text for so long is made again: one that has died may give no sign.
+QUIET_SECONDS = 60.0
 POLL_SECONDS = 0.2
 MAX_ERROR_CHARACTERS = 300
 # Of the metadata of jobs that commands run to look at the cluster. They are kept for so long.
@@ -145,26 +147,33 @@ class JobServer:
         for job in self.jobs:
             is_helper = job.status in ENDED and HELPER_KEY in (job.metadata or {})
             if is_helper and (job.end_time or 0) < newest:
-                with self._errors():
+                # Another command may have removed it.
+                with suppress(UnavailableError), self._errors():
                     self._client.delete_job(job.submission_id)
 
-    def follow(self, job_id: str, write: Callable[[str], None]) -> JobDetails:
-        """Pass on what a job prints until it ends. A connection that breaks is made again.
+    def follow(self, job_id: str) -> Generator[str, None, JobDetails]:
+        """Yield what a job prints until it ends, and return its details. A connection that breaks is made again.
 
         Raises:
             UnavailableError: the server has not answered for RECONNECT_SECONDS.
         """
-        num_written = 0
+        num_read = 0
         failing_since: float | None = None
         while True:
+            settle_seconds = AGENT_SECONDS
             try:
-                # The server sends the log from its start.
-                for text in _run(_skip(self._client.tail_job_logs(job_id), num_written)):
-                    write(text)
-                    num_written += len(text)
-                    failing_since = None
-                details = self.wait(job_id, AGENT_SECONDS)
-                if details.status in ENDED:
+                try:
+                    # The server sends the log from its start.
+                    for text in _run(_skip(self._client.tail_job_logs(job_id), num_read)):
+                        num_read += len(text)
+                        failing_since = None
+                        yield text
+                except TimeoutError:
+                    # The job prints nothing, or the connection died without a sign. A new one will tell.
+                    settle_seconds = 0.0
+                details = self.wait(job_id, settle_seconds)
+                failing_since = None
+                if details.status in ENDED and settle_seconds:
                     return details
             except (RuntimeError, aiohttp.ClientError, OSError) as error:
                 failing_since = failing_since or time.monotonic()
@@ -220,9 +229,13 @@ async def _skip(texts: AsyncIterator[str], num_characters: int) -> AsyncIterator
 
 
 def _run(texts: AsyncIterator[str]) -> Iterator[str]:
-    """Read an asynchronous iterator in this thread."""
+    """Read an asynchronous iterator in this thread.
+
+    Raises:
+        TimeoutError: nothing came for QUIET_SECONDS.
+    """
     with asyncio.Runner() as runner:
-        while (text := runner.run(_next(texts))) is not None:
+        while (text := runner.run(asyncio.wait_for(_next(texts), QUIET_SECONDS))) is not None:
             yield text
 
 

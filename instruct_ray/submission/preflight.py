@@ -23,11 +23,11 @@ PACKAGE = "instruct-ray"
 DRIVER_RESOURCE = "driver"
 # A cluster may have to install the job's environment first.
 PROBE_SECONDS = 300.0
-TRAINING_STAGES = ("tune", "pipeline")
+TRAINING_STAGES = ("tune", "pipeline", "learning-curve")
 # These read the sources; later stages read what `prepare` wrote.
-READING_STAGES = ("prepare", "pipeline")
+READING_STAGES = ("prepare", "pipeline", "learning-curve")
 # These run models with the resources of a serving replica.
-SERVING_STAGES = ("evaluate", "register", "serve", "pipeline")
+SERVING_STAGES = ("evaluate", "register", "serve", "benchmark", "pipeline", "learning-curve")
 
 
 @dataclass(frozen=True)
@@ -75,7 +75,7 @@ def probe_cluster(server: JobServer, stage: str, job: JobConfig, runtime_env: Ma
     """
     question = {
         "packages": [PACKAGE, *(requirement.name for requirement in _requirements())],
-        "modules": ["instruct_ray", *job.modules()],
+        "modules": ["instruct_ray", *job.modules(), *find_extras(stage, job)],
         "files": job.files() if stage in READING_STAGES else [],
     }
     script = Path(cluster_probe.__file__).read_text()
@@ -124,8 +124,8 @@ def check_inputs(cluster: Cluster, stage: str) -> None:
     """
     if modules := [name for name in cluster.answer["missing_modules"] if name != "instruct_ray"]:
         raise InputError(
-            f"the cluster has no package {', '.join(modules)}, which the config names; add it to the image, or send it "
-            "with --working-dir"
+            f"the cluster has no package {', '.join(modules)}, which {stage} needs with this config; add it to the "
+            "image (EXTRAS of cluster/Dockerfile), or send it with --working-dir"
         )
     if files := cluster.answer["missing_files"]:
         raise InputError(
@@ -161,6 +161,20 @@ def check_resources(cluster: Cluster, stage: str, job: JobConfig) -> None:
 
 def _fits(requirement: Requirement, version: str | None) -> bool:
     return version is not None and requirement.specifier.contains(version, prereleases=True)
+
+
+def find_extras(stage: str, job: JobConfig) -> list[str]:
+    """Modules of the project's extras that the stage needs with this config."""
+    config, modules = job.config, list[str]()
+    if stage in SERVING_STAGES and config.serving.engine == "vllm":
+        modules.append("vllm")
+    if stage in TRAINING_STAGES and config.model.lora is not None and config.model.lora.quantize is not None:
+        modules.append("bitsandbytes")
+    if stage == "benchmark":
+        modules.append("lm_eval")
+    if stage == "serve" and config.serving.tracing is not None:
+        modules.append("opentelemetry.exporter.otlp.proto.http")
+    return modules
 
 
 def _requirements() -> list[Requirement]:

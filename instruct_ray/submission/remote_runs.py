@@ -31,7 +31,8 @@ def find_jobs(server: JobServer) -> dict[tuple[str, str], RunJob]:
     jobs: dict[tuple[str, str], RunJob] = {}
     for job in sorted(server.jobs, key=lambda job: job.start_time or 0):
         values = job.metadata or {}
-        if job.submission_id and RUN_KEY in values:
+        # A job of another program may have a key of the same name.
+        if job.submission_id and {STORAGE_KEY, RUN_KEY, STAGE_KEY} <= values.keys():
             key = (values[STORAGE_KEY], values[RUN_KEY])
             jobs[key] = RunJob(job.submission_id, values[STAGE_KEY], str(job.status.value), job.driver_exit_code)
     return jobs

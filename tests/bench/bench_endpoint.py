@@ -12,6 +12,7 @@ server without requests can still take a core. It gets the same requests, at the
 
 import argparse
 import json
+import os
 import random
 import shutil
 import statistics
@@ -123,7 +124,7 @@ def main() -> None:
     work = (options.out / "work").absolute()
     shutil.rmtree(work / "endpoint", ignore_errors=True)
     work.mkdir(parents=True, exist_ok=True)
-    facts = machine.describe_machine()
+    facts, environment = machine.describe_machine(), dict(os.environ)
     config = register_model(work, options)
     folder = RunFolder.from_config(config)
     rows = [json.loads(line) for line in folder.test_rows_file.read_text().splitlines()][: options.requests]
@@ -142,7 +143,7 @@ def main() -> None:
     against_peers = []
     for number, (name, peer) in enumerate(peers.items()):
         log_file = work / "logs" / f"endpoint-peer-{number}.log"
-        with run_peer(peer, folder.model_dir, PEER_PORT + number, log_file) as url:
+        with run_peer(peer, folder.model_dir, PEER_PORT + number, log_file, environment) as url:
             model = config.registry.name if options.engine == "vllm" else str(folder.model_dir)
             server = ServerSide(url, model, chats)
             machine.log(f"{name}: {count_equal(answers, server.answers())} of {len(chats)} answers are equal")

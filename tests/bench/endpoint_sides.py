@@ -1,7 +1,6 @@
 """The sides of bench_endpoint: an engine alone, and servers over HTTP."""
 
 import json
-import os
 import subprocess
 import sys
 import time
@@ -83,8 +82,10 @@ class Peer:
 
 
 @contextmanager
-def run_peer(peer: Peer, model_dir: Path, port: int, log_file: Path) -> Iterator[str]:
+def run_peer(peer: Peer, model_dir: Path, port: int, log_file: Path, environment: Mapping[str, str]) -> Iterator[str]:
     """Run a server for a model folder; yields the base URL of its API.
+
+    `environment` is that of the command: an engine in this process changes its own.
 
     Raises:
         RuntimeError: it does not start.
@@ -92,7 +93,9 @@ def run_peer(peer: Peer, model_dir: Path, port: int, log_file: Path) -> Iterator
     script, *arguments = peer.command
     command = [str(Path(sys.executable).with_name(script)), *arguments, str(model_dir), f"--port={port}"]
     with log_file.open("w") as file:
-        process = subprocess.Popen(command, env={**os.environ, **peer.variables}, stdout=file, stderr=subprocess.STDOUT)
+        process = subprocess.Popen(
+            command, env={**environment, **peer.variables}, stdout=file, stderr=subprocess.STDOUT
+        )
         try:
             _wait_until_healthy(f"http://localhost:{port}/health", process, log_file)
             yield f"http://localhost:{port}/v1"

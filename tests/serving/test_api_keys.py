@@ -19,6 +19,9 @@ DIGEST = "0" * 64
     [
         ("", "needs a list of name and sha256"),
         ("- {name: a", "not valid YAML in line 1"),
+        ("- \0", "not valid YAML"),
+        ("- {name: 2024-13-45}", "not valid YAML"),
+        ("[" * 5000, "not valid YAML"),
         ("- {name: a}", "0.sha256: Field required"),
         (f"- {{name: a, sha256: {DIGEST}}}", "0.sha256: Input should be a valid string"),
         ("- {name: a, sha256: secret}", "0.sha256: String should match"),

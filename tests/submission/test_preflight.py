@@ -13,7 +13,7 @@ from instruct_ray.config.schema import Config
 from instruct_ray.errors import InputError
 from instruct_ray.submission.cluster_probe import find_missing_files, find_missing_modules, look_up_packages
 from instruct_ray.submission.job_config import JobConfig
-from instruct_ray.submission.preflight import Cluster, check_packages, check_resources
+from instruct_ray.submission.preflight import Cluster, check_packages, check_resources, find_extras
 
 NAMES = ["instruct-ray", *(Requirement(text).name for text in metadata.requires("instruct-ray") or ())]
 
@@ -77,6 +77,18 @@ def test_image_without_the_project_is_said() -> None:
     cluster = Cluster({**make_cluster(0).answer, "missing_modules": ["instruct_ray"]})
     with pytest.raises(InputError, match="the cluster has no instruct_ray; use an image that has it"):
         check_packages(cluster, is_source_sent=False)
+
+
+def test_extras_that_a_stage_needs_are_looked_for(make_job: Callable[..., JobConfig]) -> None:
+    vllm, tracing = make_job("serving.engine=vllm"), make_job("serving.tracing={uri: http://mlflow:5000}")
+    assert find_extras("tune", vllm) == [] and find_extras("pipeline", vllm) == ["vllm"]
+    assert find_extras("benchmark", make_job()) == ["lm_eval"]
+    assert find_extras("pipeline", tracing) == []
+    assert find_missing_modules(find_extras("serve", tracing)) == []
+    quantized = make_job("model.lora={quantize: 4bit}")
+    assert find_extras("tune", quantized) == ["bitsandbytes"] and find_extras("evaluate", quantized) == []
+    # In an image with no part of it.
+    assert find_missing_modules(["nothing.of.this"]) == ["nothing.of.this"]
 
 
 def test_gpus_that_may_be_added_need_a_wait(make_job: Callable[..., JobConfig]) -> None:
