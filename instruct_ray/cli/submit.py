@@ -13,9 +13,7 @@ from instruct_ray.submission.access import open_access
 from instruct_ray.submission.job_config import JobConfig
 
 if TYPE_CHECKING:
-    from ray.job_submission import JobDetails
-
-    from instruct_ray.submission.job_server import JobServer
+    from instruct_ray.submission.job_server import JobDetails, JobServer
 
 STAGES = ("prepare", "tune", "evaluate", "register", "pipeline", "serve", "doctor", "benchmark", "learning-curve")
 

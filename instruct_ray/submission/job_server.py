@@ -13,7 +13,8 @@ from typing import Any
 import aiohttp
 import requests
 from ray.exceptions import AuthenticationError
-from ray.job_submission import JobDetails, JobStatus, JobSubmissionClient
+from ray.job_submission import JobDetails as JobDetails
+from ray.job_submission import JobStatus, JobSubmissionClient
 
 from instruct_ray.errors import InputError, UnavailableError, one_line
 

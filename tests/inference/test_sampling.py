@@ -13,10 +13,12 @@ from transformers.generation import TopPLogitsWarper
 from instruct_ray.config.serving import ServingConfig
 from instruct_ray.data.rendering.derive_contract import derive_renderer
 from instruct_ray.data.rendering.renderer import Renderer
+from instruct_ray.data.rendering.tool_format import CallSyntax
 from instruct_ray.inference.engine import Engine, GenerationRequest, SamplingParams, Token, generate_all
 from instruct_ray.inference.engines import create_engine
 from instruct_ray.inference.grammars import json_grammar
 from instruct_ray.inference.row_sampler import RowSampler
+from instruct_ray.inference.tool_grammar import CallRules, tool_grammar
 
 CPU = torch.device("cpu")
 PROMPTS = [[5, 6, 7], [9, 10, 11, 12, 13], [20], [21, 22, 23, 24]]
@@ -117,6 +119,20 @@ def test_penalties_and_bias_change_logits_as_openai_defines() -> None:
     # 0: 1.0; then 0.25 after one, 1: 0.9, then 0.15; 3: 0.5; 0 again: 0.25; …
     assert [sampler.choose(logits).id for _ in range(5)] == [0, 1, 3, 0, 1]
     assert logits.tolist() == [1.0, pytest.approx(0.9), 5.0, 0.0]
+
+
+def test_schema_of_arguments_that_can_not_be_used_is_refused(renderer: Renderer) -> None:
+    syntax = CallSyntax("", '{"name": "', '", "arguments": ', "}", "", None, "arguments")
+    few, many = (
+        {
+            "name": "f",
+            "parameters": {"type": "object", "properties": {f"p{n}": {"type": "string"} for n in range(size)}},
+        }
+        for size in (20, 600)
+    )
+    assert tool_grammar(renderer.contract, syntax, {}, CallRules([few]))
+    with pytest.raises(ValueError, match="items; max is"):
+        tool_grammar(renderer.contract, syntax, {}, CallRules([few, many]))
 
 
 def test_schema_that_can_not_be_used_is_refused(engine: Engine, renderer: Renderer) -> None:

@@ -105,6 +105,23 @@ def test_error_names_the_field_that_is_wrong(content: Any, param: str) -> None:
 
 
 @pytest.mark.parametrize(
+    ("body", "message"),
+    [
+        ({"prompt": []}, "prompt: List should have at least 1 item"),
+        ({"prompt": ["a"] * 33}, "prompt: List should have at most 32 items"),
+    ],
+)
+def test_limit_of_a_field_of_several_types_is_named(body: dict[str, Any], message: str) -> None:
+    [response] = ask(FakeReplica([]), {"url": "/v1/completions", "json": {"model": "m"} | body})
+    assert response.status_code == 400 and response.json()["error"]["message"].startswith(message)
+
+
+def test_body_that_is_not_json_is_no_field() -> None:
+    [response] = ask(FakeReplica([]), {"content": "{", "headers": {"Content-Type": "application/json"}})
+    assert (response.status_code, response.json()["error"]["param"]) == (400, None)
+
+
+@pytest.mark.parametrize(
     ("item", "param"),
     [({"role": "user", "content": 5}, "input.0.content"), ({"type": "function_call", "name": "x"}, "input.0")],
 )

@@ -73,6 +73,14 @@ def test_wrong_completion_requests_are_refused(fields: dict[str, Any], message: 
         {"max_output_tokens": 0},
         {"instructions": "a", "input": [{"role": "user", "content": "a"}] * 256},
         {"input": [{"role": "user", "content": [{"type": "input_text", "text": "a" * 600_000}] * 2}]},
+        {"input": [{"role": "user", "content": "a" * 600_000}] * 2},
+        {"instructions": "a" * 600_000, "input": "a" * 600_000},
+        {
+            "input": [
+                *({"type": "function_call", "call_id": "1", "name": "f", "arguments": "{}"} for _ in range(129)),
+                {"type": "function_call_output", "call_id": "1", "output": "x"},
+            ]
+        },
     ],
 )
 def test_what_the_responses_api_can_not_do_is_refused(fields: dict[str, Any]) -> None:
