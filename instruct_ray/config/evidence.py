@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 from pydantic import Field, NonNegativeInt, PositiveInt, field_validator, model_validator
 from pydantic.functional_validators import AfterValidator
 
-from instruct_ray.config.section import AbsolutePath, Section
+from instruct_ray.config.section import AbsolutePath, Section, UriWithoutPassword
 
 BM25 = "bm25"
 # Names of the arms that every evaluation may have; few_shot_K has any number in place of K.
@@ -23,7 +23,7 @@ class RivalConfig(Section):
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,49}$")
     """Name of the arm."""
-    base_url: str = Field(pattern=r"^https?://\S+$")
+    base_url: UriWithoutPassword = Field(pattern=r"^https?://\S+$")
     """Base URL of the endpoint, such as `http://127.0.0.1:8000/v1`; `/chat/completions` is added."""
     model: str = Field(min_length=1)
     """Name of the model in its requests."""

@@ -1,7 +1,6 @@
 """All options of the config, by section, with their meaning and limits."""
 
 from typing import Literal
-from urllib.parse import urlsplit
 
 from pydantic import Field, PositiveFloat, PositiveInt, field_validator, model_validator
 
@@ -9,7 +8,7 @@ from instruct_ray.config.data import DataConfig
 from instruct_ray.config.evidence import EvidenceConfig
 from instruct_ray.config.gate import GateConfig
 from instruct_ray.config.registry_names import check_alias, check_model_name
-from instruct_ray.config.section import AbsolutePath, Section
+from instruct_ray.config.section import AbsolutePath, Section, UriWithoutPassword
 from instruct_ray.config.serving import ServingConfig
 from instruct_ray.config.train import TrainConfig
 
@@ -73,8 +72,8 @@ class ModelConfig(Section):
 class RegistryConfig(Section):
     """The MLflow registry of the tuned models."""
 
-    uri: str | None = Field(default=None, pattern=r"^(https?|sqlite|postgresql|mysql)[+a-z0-9]*://")
-    """MLflow tracking and registry URI, without a password, which the run's folder would keep. Null uses a SQLite file
+    uri: UriWithoutPassword | None = Field(default=None, pattern=r"^(https?|sqlite|postgresql|mysql)[+a-z0-9]*://")
+    """MLflow tracking and registry URI, without a password, which is passed in the environment. Null uses a SQLite file
     and an artifact folder in `run.storage`."""
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")
     """Name of the registered model, and of the model that the endpoint serves."""
@@ -82,16 +81,6 @@ class RegistryConfig(Section):
     """Alias of the version to serve, which the gate moves. `candidate` and `previous` are set beside it."""
     gate: GateConfig | None = GateConfig()
     """What a version must show before the alias moves to it. Null moves the alias to every registered version."""
-
-    @field_validator("uri")
-    @classmethod
-    def _check_uri(cls, uri: str | None) -> str | None:
-        if uri is not None and urlsplit(uri).password:
-            raise ValueError(
-                "it has a password, which the run's folder would keep; leave it out and set MLFLOW_TRACKING_PASSWORD, "
-                "or PGPASSWORD for PostgreSQL"
-            )
-        return uri
 
     @field_validator("name", mode="before")
     @classmethod

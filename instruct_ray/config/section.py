@@ -2,6 +2,7 @@
 
 from pathlib import Path
 from typing import Annotated
+from urllib.parse import urlsplit
 
 from pydantic import BaseModel, ConfigDict
 from pydantic.functional_validators import AfterValidator
@@ -15,6 +16,19 @@ def _make_absolute(path: Path) -> Path:
 
 # Made absolute here, once, since Ray workers run in another working directory.
 AbsolutePath = Annotated[Path, AfterValidator(_make_absolute)]
+
+
+def _refuse_password(uri: str) -> str:
+    if urlsplit(uri).password:
+        raise ValueError(
+            "it has a password, which the run's folder would keep; leave it out and pass it in the environment: "
+            "MLFLOW_TRACKING_PASSWORD for MLflow, PGPASSWORD for PostgreSQL, api_key_env of another endpoint"
+        )
+    return uri
+
+
+# The config of a run is stored in its folder.
+UriWithoutPassword = Annotated[str, AfterValidator(_refuse_password)]
 
 
 class Section(BaseModel):

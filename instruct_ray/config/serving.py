@@ -14,7 +14,7 @@ from pydantic import (
 
 from instruct_ray.config.label_selector import LabelSelector
 from instruct_ray.config.registry_names import check_further_model
-from instruct_ray.config.section import AbsolutePath, Section
+from instruct_ray.config.section import AbsolutePath, Section, UriWithoutPassword
 
 
 class CanaryConfig(Section):
@@ -56,7 +56,7 @@ class AutoscalingConfig(Section):
 class TracingConfig(Section):
     """A trace of each request, sent to MLflow in the background; needs `pip install 'instruct-ray[tracing]'`."""
 
-    uri: str = Field(pattern=r"^https?://\S+$")
+    uri: UriWithoutPassword = Field(pattern=r"^https?://\S+$")
     """Address of an MLflow server. User and password, or a token, are taken from MLFLOW_TRACKING_USERNAME and
     MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN. While it does not respond, traces are dropped."""
     experiment: str = Field(default="instruct_ray_endpoint", min_length=1)

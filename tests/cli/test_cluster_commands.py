@@ -48,10 +48,14 @@ def test_submit_needs_an_address_and_a_known_stage(run_refused: Callable[..., st
 def test_submit_checks_the_config_here(run_refused: Callable[..., str]) -> None:
     assert "unknown key train.epoch" in run_refused("submit", "tune", "train.epoch=3")
     assert "run.storage: runs is relative" in run_refused("submit", "tune", "run.storage=runs")
-    uri = "postgresql://me:secret@db/mlflow"
-    message = run_refused("submit", "tune", f"registry.uri={uri}")
-    assert "registry.uri: " in message and "it has a password" in message
-    assert "secret" not in message
+    for key, value in (
+        ("registry.uri", "postgresql://me:secret@db/mlflow"),
+        ("serving.tracing.uri", "http://me:secret@mlflow"),
+        ("evidence.arms", "[{name: x, model: x, base_url: 'http://me:secret@host/v1'}]"),
+    ):
+        message = run_refused("submit", "tune", f"{key}={value}")
+        assert key in message and "it has a password" in message
+        assert "secret" not in message
 
 
 @pytest.mark.parametrize("address", ["http://127.0.0.1:8265x", "http://head..svc:8265", "http://127.0.0.1:9"])

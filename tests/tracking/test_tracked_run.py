@@ -161,7 +161,12 @@ def test_training_starts_without_a_server_and_uploads_later(
 
 
 @pytest.mark.parametrize("status", [401, 403])
-def test_denied_access_raises_immediately(make_config: Callable[..., Config], status: int) -> None:
+def test_denied_access_raises_immediately(
+    make_config: Callable[..., Config], monkeypatch: pytest.MonkeyPatch, status: int
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_USERNAME", "anna")
+    monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", "secret")
+
     class DenyingHandler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
             self.send_error(status, "You are not authenticated")
@@ -173,7 +178,7 @@ def test_denied_access_raises_immediately(make_config: Callable[..., Config], st
 
     with HTTPServer(("127.0.0.1", 0), DenyingHandler) as denying_server:
         threading.Thread(target=denying_server.serve_forever, daemon=True).start()
-        config = make_config(registry={"uri": f"http://anna:secret@127.0.0.1:{denying_server.server_port}"})
+        config = make_config(registry={"uri": f"http://127.0.0.1:{denying_server.server_port}"})
         start = time.monotonic()
         expected = rf"denies access .*error code {status}.*MLFLOW_TRACKING_USERNAME"
         with pytest.raises(InputError, match=expected) as error:
