@@ -159,10 +159,6 @@ def check_resources(cluster: Cluster, stage: str, job: JobConfig) -> None:
             )
 
 
-def _fits(requirement: Requirement, version: str | None) -> bool:
-    return version is not None and requirement.specifier.contains(version, prereleases=True)
-
-
 def find_extras(stage: str, job: JobConfig) -> list[str]:
     """Modules of the project's extras that the stage needs with this config."""
     config, modules = job.config, list[str]()
@@ -175,6 +171,10 @@ def find_extras(stage: str, job: JobConfig) -> list[str]:
     if stage == "serve" and config.serving.tracing is not None:
         modules.append("opentelemetry.exporter.otlp.proto.http")
     return modules
+
+
+def _fits(requirement: Requirement, version: str | None) -> bool:
+    return version is not None and requirement.specifier.contains(version, prereleases=True)
 
 
 def _requirements() -> list[Requirement]:
