@@ -105,8 +105,9 @@ def test_alias_that_was_moved_by_hand_is_not_followed(versions: Versions, served
 
 
 def test_alias_that_no_decision_was_recorded_about_is_not_served(versions: Versions) -> None:
-    versions.registry.set_alias("tiny", "other", versions.add())
-    with pytest.raises(InputError, match="no decision is recorded that put version 2 under tiny@other; use `instruct"):
+    second = versions.add()
+    versions.registry.set_alias("tiny", "other", second)
+    with pytest.raises(InputError, match=f"no decision is recorded that put version {second} under tiny@other; use `"):
         find_target(versions.registry, "tiny", "other")
 
 
