@@ -48,5 +48,6 @@ def test_probes_start_no_replica_and_a_request_does(scaled_endpoint: openai.Open
     answer = scaled_endpoint.chat.completions.create(
         model="tiny", messages=[{"role": "user", "content": "hello"}], max_tokens=4
     )
-    assert answer.usage is not None and answer.usage.completion_tokens > 0
+    # The model may answer with its stop token alone.
+    assert answer.choices[0].finish_reason in ("stop", "length")
     assert count_replicas() == 1
