@@ -59,10 +59,22 @@ def make_config(tmp_path: Path, base_folder: Path, triples_file: Path) -> Callab
 @pytest.fixture(scope="session")
 def ray_4_cpus() -> Iterator[None]:
     """One local Ray cluster with 4 CPUs for all tests that need one."""
-    ray.init(num_cpus=4, include_dashboard=False, log_to_driver=False)
-    ray.data.DataContext.get_current().enable_progress_bars = False
+    _start_ray()
     yield
     ray.shutdown()
+
+
+@pytest.fixture
+def no_ray(ray_4_cpus: None) -> Iterator[None]:
+    """No cluster, while a test runs that starts one itself."""
+    ray.shutdown()
+    yield
+    _start_ray()
+
+
+def _start_ray() -> None:
+    ray.init(num_cpus=4, include_dashboard=False, log_to_driver=False)
+    ray.data.DataContext.get_current().enable_progress_bars = False
 
 
 @pytest.fixture(scope="session")

@@ -8,7 +8,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-import ray
 import yaml
 from ray._private import services
 
@@ -37,9 +36,9 @@ main(["prepare", "--config", sys.argv[1]])
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("no_ray")
 def test_node_that_does_not_start_in_time_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     """Slow: Ray waits for 30 seconds."""
-    ray.shutdown()
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
 
     def get_node(*_: object) -> None:
