@@ -77,7 +77,7 @@ def _follow(server: "JobServer", job_id: str) -> int:
         print("\n".join(_describe_commands(server, job_id)), file=sys.stderr, flush=True)
         if isinstance(error, KeyboardInterrupt):
             return EXIT_INTERRUPTED
-        # Nobody reads the output any more, as behind `| head`; Python would fail on writing the rest of it.
+        # The program that reads our output has exited (`| head`): flushing the rest at exit would fail again.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return EXIT_FAILED
     if details.status == "STOPPED":

@@ -24,7 +24,7 @@ AGENT_SECONDS = 60.0
 RETRY_SECONDS = 2.0
 # A connection that breaks while a job is followed is tried again for so long.
 RECONNECT_SECONDS = 120.0
-# A connection without a text for so long is made again: one that has died may give no sign.
+# Reconnect when nothing was received for so long: a lost connection may raise no error.
 QUIET_SECONDS = 60.0
 POLL_SECONDS = 0.2
 MAX_ERROR_CHARACTERS = 300
@@ -170,7 +170,7 @@ class JobServer:
                         failing_since = None
                         yield text
                 except TimeoutError:
-                    # The job prints nothing, or the connection died without a sign. A new one will tell.
+                    # The job prints nothing, or the connection is lost. Reconnecting tells which.
                     settle_seconds = 0.0
                 details = self.wait(job_id, settle_seconds)
                 failing_since = None

@@ -10,7 +10,6 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import cast
 
 import jsonschema
 import pytest
@@ -294,17 +293,3 @@ def test_context_is_that_of_the_model(engine: Engine, decode: Callable[..., list
     prompt = [5 + number % 90 for number in range(CONTEXT - 4)]
     [completion] = generate_all(engine, [prompt], SamplingParams(4))
     assert completion.token_ids == decode(prompt, SamplingParams(4))
-
-
-class EngineWithoutMemory:
-    """Fails as the engines do when memory runs out."""
-
-    def submit(self, request: GenerationRequest) -> None:
-        """End the request."""
-        request.error = "OutOfMemoryError: CUDA out of memory"
-        request.on_finish("error")
-
-
-def test_memory_that_ran_out_is_told_apart() -> None:
-    with pytest.raises(MemoryError, match="the engine failed on 1 of 1 prompts: OutOfMemoryError"):
-        generate_all(cast(Engine, EngineWithoutMemory()), PROMPTS[:1], SamplingParams(2))

@@ -50,7 +50,7 @@ def connect(client: FakeClient, monkeypatch: pytest.MonkeyPatch) -> JobServer:
     return JobServer("http://127.0.0.1:8265")
 
 
-def test_connection_that_dies_without_a_sign_is_made_again(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_reconnects_when_a_lost_connection_raises_no_error(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(job_server, "QUIET_SECONDS", 0.1)
     client = FakeClient(["one\n", "two\n"], num_broken=3)
     server = connect(client, monkeypatch)
